@@ -1,0 +1,1 @@
+"""Cloister: ask a language model in a trusted execution environment, verified and sealed."""

@@ -1,0 +1,1 @@
+"""Strict decoders for bytes from strangers: no cryptography, no I/O, one exception (MalformedError)."""
