@@ -1,4 +1,4 @@
-"""Strict JSON (RFC 8259) from strangers: bounded, UTF-8, no duplicate names, no NaN or Infinity, and base64url fields."""
+"""Strict JSON (RFC 8259) from strangers: bounded, no duplicate names, no NaN; and base64url fields."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Fields:
         """A base64url member without padding, decoded (RFC 4648 section 5)."""
         return decode_base64url(self.text(name, limit=limit * 2), f"{self._what}: {name}", size=size, limit=limit)
 
-    def object(self, name: str) -> Fields:
+    def member(self, name: str) -> Fields:
         """A member that is itself an object."""
         value = self._get(name)
         if not isinstance(value, dict):
