@@ -1,0 +1,71 @@
+"""What a policy may demand of a genuine Nitro document, and what it cannot waive."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cloister.errors import PolicyDocumentError, RefusedError
+from cloister.tee.claims import Claims
+
+REGISTERS = ("pcr0", "pcr1", "pcr2", "pcr3", "pcr4", "pcr8")
+_PCR = re.compile(r"[0-9a-f]{96}\Z")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Expected register values (lower-case hex of 48 bytes); every one stated must match.
+
+    An image is named by PCR0 (all of it), by PCR1 and PCR2 (system and application), or by PCR8 (who signed it).
+    PCR3 and PCR4 add the IAM role and the instance. Raises PolicyDocumentError when it names no image.
+    """
+
+    pcr0: str | None = None
+    pcr1: str | None = None
+    pcr2: str | None = None
+    pcr3: str | None = None
+    pcr4: str | None = None
+    pcr8: str | None = None
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value in self.stated().items():
+            if not _PCR.match(value):
+                raise PolicyDocumentError(f"{name} is not 96 lower-case hex digits", hint="Copy it from the build.")
+            if not value.strip("0"):
+                raise PolicyDocumentError(f"{name} is all zero", hint="That is a debug enclave or an unset register.")
+        if not (self.pcr0 or (self.pcr1 and self.pcr2) or self.pcr8):
+            raise PolicyDocumentError(
+                "a measurement must name the image", hint="State pcr0, or pcr1 and pcr2, or pcr8 (the image's signer)."
+            )
+
+    def stated(self) -> dict[str, str]:
+        """The registers that are stated."""
+        pairs = ((name, getattr(self, name)) for name in REGISTERS)
+        return {name: value for name, value in pairs if value is not None}
+
+
+def check_not_debug(claims: Claims) -> None:
+    """7. A debug enclave's memory can be read by its parent: refused, whatever the policy says."""
+    if claims.debug:
+        raise RefusedError("the enclave runs in debug mode (PCR0, PCR1 and PCR2 are zero)")
+
+
+def check_measurements(claims: Claims, allowed: Sequence[Measurement]) -> Measurement:
+    """8. The first allowed measurement that fits; raises RefusedError naming the registers of the nearest one."""
+    if not allowed:
+        raise PolicyDocumentError("no measurement is allowed")
+    nearest: list[str] | None = None
+    for measurement in allowed:
+        wrong = [
+            name
+            for name, value in measurement.stated().items()
+            if not hmac.compare_digest(value, claims.measurements.get(name, ""))
+        ]
+        if not wrong:
+            return measurement
+        if nearest is None or len(wrong) < len(nearest):
+            nearest = wrong
+    raise RefusedError(f"the replica runs another image than the policy names: {', '.join(nearest or [])} differ")

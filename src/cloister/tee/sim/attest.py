@@ -1,0 +1,83 @@
+"""The simulated attester: documents in the format of the Nitro hypervisor, signed in software."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+
+import cbor2
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA384
+
+from cloister.errors import UndecidedError
+from cloister.tee.sim.root import Issued, SimulatedRoot, issue
+
+MEDIA_TYPE = "application/vnd.cloister.nitro-doc"
+PROTECTED = cbor2.dumps({1: -35})
+LEAF_LIFE = timedelta(hours=3)
+MODULE_ID = "i-00000000000000000-enc0000000000000000"
+REGISTERS = 16
+
+
+def sign(payload: bytes, key: ec.EllipticCurvePrivateKey, *, protected: bytes = PROTECTED) -> bytes:
+    """An untagged COSE_Sign1 over `payload` with ES384."""
+    structure = cbor2.dumps(["Signature1", protected, b"", payload])
+    r, s = decode_dss_signature(key.sign(structure, ec.ECDSA(SHA384())))
+    return cbor2.dumps([protected, {}, payload, r.to_bytes(48, "big") + s.to_bytes(48, "big")])
+
+
+class SimulatedNitro:
+    """Implements tee.attester.Attester with given register values (index -> 48 bytes, the others zero)."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(
+        self,
+        root: SimulatedRoot,
+        pcrs: Mapping[int, bytes],
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._root = root
+        self._pcrs = {index: pcrs.get(index, bytes(48)) for index in range(REGISTERS)}
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._chain: list[Issued] = []
+
+    def attest(self, user_data: bytes, nonce: bytes | None) -> bytes:
+        """A signed document; sizes are limited as the Nitro security module limits them, else UndecidedError."""
+        if len(user_data) > 512 or (nonce is not None and len(nonce) > 512):
+            raise UndecidedError("the attester refused the request: user_data and nonce hold at most 512 bytes")
+        with self._lock:
+            now = self._clock()
+            *bundle, leaf = self._certificates(now)
+        payload = cbor2.dumps(
+            {
+                "module_id": MODULE_ID,
+                "digest": "SHA384",
+                "timestamp": int(now.timestamp() * 1000),
+                "pcrs": self._pcrs,
+                "certificate": leaf.der,
+                "cabundle": [self._root.issued.der, *(issued.der for issued in bundle)],
+                "public_key": None,
+                "user_data": user_data,
+                "nonce": nonce,
+            }
+        )
+        return sign(payload, leaf.key)
+
+    def _certificates(self, now: datetime) -> list[Issued]:
+        """Region, zone, instance and leaf; made again when the leaf is near its end."""
+        if not self._chain or now > self._chain[-1].certificate.not_valid_after_utc - timedelta(minutes=10):
+            start = now - timedelta(minutes=5)
+            issuer, chain = self._root.issued, []
+            for depth, (name, life) in enumerate((("region", 20), ("zone", 6), ("instance", 1))):
+                issuer = issue(
+                    f"SIMULATED {name}", issuer, start=start, life=timedelta(days=life), ca=True, path_length=2 - depth
+                )
+                chain.append(issuer)
+            leaf = issue(f"SIMULATED {MODULE_ID}", issuer, start=start, life=LEAF_LIFE, ca=False)
+            self._chain = [*chain, leaf]
+        return self._chain
