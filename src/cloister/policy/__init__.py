@@ -1,0 +1,1 @@
+"""What a client accepts: the policy document, the appraisal of evidence against it, and the verdict."""

@@ -1,0 +1,149 @@
+"""Do I accept it? Verified evidence against a policy, one ordered check after the other."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from cloister.errors import CloisterError, NotGenuineError, RefusedError
+from cloister.policy.document import Policy
+from cloister.policy.verdict import Outcome, Verdict, failed_verdict
+from cloister.tee import nitro
+from cloister.tee.binding import check_binding
+from cloister.tee.checks import Checklist
+from cloister.tee.claims import Claims
+from cloister.tee.nitro import rules as nitro_rules
+from cloister.tee.nitro import verify as nitro_verify
+
+ENVELOPE: tuple[tuple[str, str], ...] = (("policy.tee", "The evidence is of a TEE that the policy accepts"),)
+RULES: tuple[tuple[str, str], ...] = (
+    ("policy.genuine", "The root is a hardware vendor's, or the policy allows a simulated TEE"),
+    ("policy.debug", "The TEE is not in debug mode"),
+    ("policy.binding", "The evidence binds this replica's key statement"),
+    ("policy.challenge", "The evidence answers this client's own nonce"),
+    ("policy.measurement", "The replica runs an image that the policy names"),
+    ("policy.validity", "The key is in use now"),
+    ("policy.scope", "The key belongs to whom the policy expects"),
+    ("policy.model", "The replica serves a model file that the policy names"),
+    ("policy.config", "The replica runs a configuration that the policy names"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """What the evidence must bind, and what the statement that is bound says.
+
+    `binding` is B (32 bytes), `challenge` F (32 bytes) or None; digests are lower-case hex.
+    """
+
+    binding: bytes
+    challenge: bytes | None
+    kid: str
+    scope: str
+    model_id: str
+    model_sha256: str
+    config_sha256: str
+    not_before: datetime
+    not_after: datetime
+
+    def summary(self) -> dict[str, str]:
+        """What a verdict shows of the statement."""
+        return {
+            "kid": self.kid,
+            "scope": self.scope,
+            "model": self.model_id,
+            "model_sha256": self.model_sha256,
+            "config_sha256": self.config_sha256,
+            "not_after": self.not_after.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+
+
+def plan(checklist: Checklist) -> None:
+    """Add every check of an appraisal to the list, in order."""
+    checklist.plan((*ENVELOPE, *nitro_verify.CHECKS, *RULES))
+
+
+def appraise(
+    evidence: bytes, media_type: str, bound: Bound, policy: Policy, *, now: datetime, checklist: Checklist
+) -> Verdict:
+    """The accepted Verdict, or the CloisterError that ended the appraisal, with its Verdict attached.
+
+    `now` is aware. `checklist` has been through `plan`, and may hold checks that the caller ran before.
+    """
+    simulated = policy.allow_simulated
+    try:
+        claims = _genuine(evidence, media_type, policy, now, checklist)
+        simulated = not claims.genuine
+        _rules(claims, bound, policy, now, checklist)
+    except CloisterError as error:
+        error.verdict = failed_verdict(
+            error, checklist, policy_name=policy.name, policy_sha256=policy.sha256, now=now, simulated=simulated
+        )
+        raise
+    return Verdict(
+        outcome=Outcome.ACCEPTED,
+        simulated=simulated,
+        checks=checklist.results(),
+        policy_name=policy.name,
+        policy_sha256=policy.sha256,
+        appraised_at=now,
+        tee=claims.tee,
+        measurements=claims.measurements,
+        statement=bound.summary(),
+        facts={**claims.facts, "signed_at": claims.signed_at.isoformat() if claims.signed_at else ""},
+    )
+
+
+def _genuine(evidence: bytes, media_type: str, policy: Policy, now: datetime, checklist: Checklist) -> Claims:
+    """The verifier is chosen by what the policy accepts; the label on the evidence only has to agree."""
+    with checklist.step("policy.tee") as step:
+        if media_type != nitro.MEDIA_TYPE or "nitro" not in policy.tees:
+            raise RefusedError("the evidence is not of a TEE that the policy accepts")
+        step.detail = "nitro"
+    return nitro_verify.verify(
+        evidence,
+        now=now,
+        anchors=policy.anchors,
+        max_age=policy.max_age,
+        max_skew=policy.max_clock_skew,
+        checklist=checklist,
+    )
+
+
+def _rules(claims: Claims, bound: Bound, policy: Policy, now: datetime, checklist: Checklist) -> None:
+    with checklist.step("policy.genuine") as step:
+        if not claims.genuine and not policy.allow_simulated:
+            raise NotGenuineError("the evidence is SIMULATED and the policy does not allow that")
+        step.detail = "hardware vendor's root" if claims.genuine else "SIMULATED: proves nothing about the machine"
+    with checklist.step("policy.debug"):
+        nitro_rules.check_not_debug(claims)
+    with checklist.step("policy.binding"):
+        check_binding(claims, bound.binding, bound.challenge)
+    with checklist.step("policy.challenge") as step:
+        if "freshness.challenge" in policy.waivers:
+            step.waive(policy.waivers["freshness.challenge"])
+        elif bound.challenge is None:
+            raise NotGenuineError("the evidence does not answer a nonce of this client")
+    with checklist.step("policy.measurement") as step:
+        found = nitro_rules.check_measurements(claims, policy.measurements)
+        step.detail = found.label or ", ".join(found.stated())
+    with checklist.step("policy.validity") as step:
+        if not bound.not_before - policy.max_clock_skew <= now <= bound.not_after:
+            raise RefusedError("the key statement is not valid now", hint="Fetch the evidence again.")
+        step.detail = f"until {bound.not_after.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    with checklist.step("policy.scope") as step:
+        if bound.scope not in policy.scopes:
+            raise RefusedError("the key has a scope that the policy does not accept")
+        step.detail = bound.scope
+    for check, rule, value, allowed in (
+        ("policy.model", "model.sha256", bound.model_sha256, policy.model_sha256),
+        ("policy.config", "config.sha256", bound.config_sha256, policy.config_sha256),
+    ):
+        with checklist.step(check) as step:
+            if allowed is None:
+                step.waive(policy.waivers[rule])
+            elif not any(hmac.compare_digest(value, item) for item in allowed):
+                raise RefusedError(f"the replica's {rule} is not one that the policy names")
+            else:
+                step.detail = value
