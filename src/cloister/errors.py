@@ -2,7 +2,8 @@
 
     CloisterError                 1  (1 is also any bug: an exception that is not in this tree)
     ├── UsageError                2  the caller's own words, file or option are wrong
-    │   └── PolicyDocumentError   2  a policy that cannot be read, or has a hole
+    │   ├── PolicyDocumentError   2  a policy that cannot be read, or has a hole
+    │   └── ApiError              2  a request outside what the API offers, with its HTTP status and code
     ├── MalformedError            3  bytes from a stranger that do not parse
     ├── NotGenuineError           4  evidence that no trusted hardware root signed, or that was changed
     ├── RefusedError              5  genuine, but not what the policy accepts
@@ -17,8 +18,7 @@
     ├── ReleaseDeniedError        8  a key-release service said no
     └── EngineError               9  the inference engine
         ├── ModelLoadError        9  llama.cpp cannot load the file
-        ├── EngineCrashed         9  the worker process ended while it was needed
-        └── EngineRequestError    9  the engine refused this one request
+        └── EngineCrashed         9  the worker process ended while it was needed
 
 Messages say what to do next (`hint`) and never carry content: no prompt, answer, key or token.
 """
@@ -55,6 +55,28 @@ class PolicyDocumentError(UsageError):
     """A policy that cannot be read, or that leaves a rule neither stated nor waived."""
 
     default_hint = "State the rule, or waive it with a [[waive]] entry that gives the reason."
+
+
+class ApiError(UsageError):
+    """A request outside what the API offers; `status`, `code` and `kind` are in the OpenAI error vocabulary.
+
+    The message is a fixed text: it may name a field of that vocabulary, never a value.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str | None = None,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message, hint="")
+        self.status = status
+        self.code = code
+        self.kind = kind
+        self.param = param
 
 
 class MalformedError(CloisterError):
@@ -154,14 +176,3 @@ class EngineCrashed(EngineError):
     """The worker process ended while it was needed; the supervisor starts another."""
 
     default_hint = "Ask again: a new worker is being started."
-
-
-class EngineRequestError(EngineError):
-    """The engine refused one request; `status` and `code` are in the OpenAI error vocabulary."""
-
-    def __init__(
-        self, message: str, *, status: int = 400, code: str = "invalid_request", hint: str | None = None
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.status = status
-        self.code = code
