@@ -1,0 +1,1 @@
+"""Who rents the machine: one folder each."""

@@ -34,11 +34,13 @@ RULES: tuple[tuple[str, str], ...] = (
 class Bound:
     """What the evidence must bind, and what the statement that is bound says.
 
-    `binding` is B (32 bytes), `challenge` F (32 bytes) or None; digests are lower-case hex.
+    `binding` is B (32 bytes), `challenge` F (32 bytes) or None; `fresh` says that F covers a nonce of this very client.
+    Digests are lower-case hex.
     """
 
     binding: bytes
     challenge: bytes | None
+    fresh: bool
     kid: str
     scope: str
     model_id: str
@@ -123,7 +125,7 @@ def _rules(claims: Claims, bound: Bound, policy: Policy, now: datetime, checklis
     with checklist.step("policy.challenge") as step:
         if "freshness.challenge" in policy.waivers:
             step.waive(policy.waivers["freshness.challenge"])
-        elif bound.challenge is None:
+        elif not bound.fresh:
             raise NotGenuineError("the evidence does not answer a nonce of this client")
     with checklist.step("policy.measurement") as step:
         found = nitro_rules.check_measurements(claims, policy.measurements)

@@ -21,7 +21,7 @@ class Attestation:
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
 
-    async def __call__(self, request: Request) -> Response:
+    async def handle(self, request: Request) -> Response:
         """Answer with a bundle (channel.bundle) or a problem document."""
         try:
             if request.method == "GET":
