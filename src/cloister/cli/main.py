@@ -1,0 +1,44 @@
+"""The command line's entry; each verb is a file beside this one."""
+
+from __future__ import annotations
+
+import typer
+
+from cloister import __version__
+from cloister.cli.chat import chat
+from cloister.cli.connect import connect
+from cloister.cli.demo import demo
+from cloister.cli.relay import relay
+from cloister.cli.serve import serve
+from cloister.cli.verify import verify
+
+app = typer.Typer(
+    name="cloister",
+    help="Ask a language model in a trusted execution environment, verified and sealed.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Exit codes: 0 done, 2 usage, 3 malformed, 4 not genuine, 5 refused, 6 undecided, 7 channel, 9 engine."""
+    del version
+
+
+for verb in (demo, verify, chat, connect, serve, relay):
+    app.command()(verb)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
