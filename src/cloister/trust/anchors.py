@@ -14,6 +14,16 @@ from cloister.errors import MalformedError, PolicyDocumentError
 
 SIMULATED_MARK = "SIMULATED"
 
+# Everything that `cryptography` raises for a certificate it cannot read; they have no common base.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Anchor:
@@ -50,7 +60,7 @@ class Anchor:
                 origin="the policy",
                 genuine=False,
             )
-        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        except (*_UNREADABLE, InvalidSignature):
             raise PolicyDocumentError(
                 "the simulated root is not a self-signed certificate in PEM",
                 hint="Paste the root certificate that the simulated replica printed or wrote.",
@@ -72,7 +82,7 @@ def load_certificate(der: bytes, what: str) -> x509.Certificate:
         certificate.issuer.rfc4514_string()
         certificate.public_key()
         reencoded = certificate.public_bytes(Encoding.DER)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except _UNREADABLE:
         raise MalformedError(f"{what}: not an X.509 certificate") from None
     if reencoded != der:
         raise MalformedError(f"{what}: not one DER certificate")

@@ -1,0 +1,165 @@
+"""The targets: a name, a corpus of well-formed inputs, and the decoder."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from cloister.api import requests, sse
+from cloister.channel import challenge, chunked, hpke, ohttp
+from cloister.channel.bundle import Bundle
+from cloister.channel.keyconfig import KeyConfig, decode_key_configs, encode_key_configs
+from cloister.channel.keyring import KeySchedule, ReplicaFacts, make_key
+from cloister.channel.receipt import Receipt
+from cloister.client.appraisal import verify_bundle
+from cloister.enclave.engine import gguf
+from cloister.enclave.engine.pipe import Kind, Unpacker, pack
+from cloister.policy.document import Policy
+from cloister.policy.draft import draft
+from cloister.tee.checks import Checklist
+from cloister.tee.nitro import verify as nitro
+from cloister.tee.sim.attest import SimulatedNitro
+from cloister.tee.sim.root import SimulatedRoot
+from cloister.trust.anchors import Anchor
+from cloister.wire import bhttp, cbor, cose, strict_json
+
+
+@dataclass(frozen=True)
+class Target:
+    """One decoder."""
+
+    name: str
+    corpus: Callable[[], list[bytes]]
+    run: Callable[[bytes], None]
+
+
+NOW = datetime.now(UTC)
+ROOT = SimulatedRoot.create()
+ATTESTER = SimulatedNitro(ROOT, {0: b"\x01" * 48})
+KEY = make_key(
+    ReplicaFacts(boot_id=bytes(16), model_id="m", model_sha256="0a" * 32, config_sha256="0b" * 32),
+    KeySchedule(), epoch=1, now=int(NOW.timestamp()), key_id=1, kem=hpke.KEM_X25519,
+)  # fmt: skip
+NONCE = b"n" * 32
+POLICY_TEXT = draft(
+    name="fuzz", measurements={"pcr0": "01" * 48}, model_sha256="0a" * 32, config_sha256="0b" * 32,
+    simulated_root_pem=ROOT.pem,
+)  # fmt: skip
+POLICY = Policy.from_toml(POLICY_TEXT.encode())
+MATERIAL = ohttp.KeyMaterial(private_key=KEY.private_key)
+
+
+def _bundle() -> bytes:
+    root, paths = challenge.gather([NONCE, b"m" * 32])
+    bundle = Bundle(
+        statement_bytes=KEY.statement_bytes, statement=KEY.statement, nonce=NONCE, path=paths[0],
+        media_type=ATTESTER.media_type, evidence=b"",
+    )  # fmt: skip
+    evidence = ATTESTER.attest(bundle.binding, root)
+    return Bundle(**{**{f: getattr(bundle, f) for f in bundle.__dataclass_fields__}, "evidence": evidence}).to_bytes()
+
+
+def _document(data: bytes) -> None:
+    checklist = Checklist()
+    checklist.plan(nitro.CHECKS)
+    nitro.verify(
+        data, now=NOW, anchors=(Anchor.simulated(ROOT.pem),), max_age=timedelta(hours=1), max_skew=timedelta(hours=1),
+        checklist=checklist,
+    )  # fmt: skip
+
+
+def _sealed(chunk: int) -> bytes:
+    sealer = chunked.RequestSealer(KEY.config)
+    return sealer.start() + sealer.chunk(b"x" * chunk) + sealer.final(b"end")
+
+
+def _open_request(data: bytes) -> None:
+    opener = chunked.RequestOpener(lambda _header: MATERIAL, limit=1 << 20)
+    opener.push(data)
+    opener.finish()
+
+
+SEALER = chunked.RequestSealer(KEY.config)
+
+
+def _answers() -> list[bytes]:
+    opener = chunked.RequestOpener(lambda _header: MATERIAL)
+    opener.push(SEALER.seal(b"question"))
+    opener.finish()
+    answer = opener.response_sealer()
+    return [answer.start() + answer.chunk(b"x" * 40) + answer.final(b"end")]
+
+
+def _open_response(data: bytes) -> None:
+    opener = SEALER.response_opener()
+    opener.push(data)
+    opener.finish()
+
+
+def _response(data: bytes) -> None:
+    decoder = bhttp.ResponseDecoder()
+    for at in range(0, len(data), 7):
+        decoder.push(data[at : at + 7])
+    decoder.finish()
+
+
+def _models() -> list[bytes]:
+    import struct
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    metadata = text("general.architecture") + struct.pack("<I", 8) + text("llama")
+    metadata += text("llama.context_length") + struct.pack("<II", 4, 128)
+    metadata += text("x.array") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b")
+    tensor = text("t") + struct.pack("<IQIQ", 1, 8, 0, 0)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 3) + metadata + tensor
+    return [head + bytes(-len(head) % 32) + bytes(32)]
+
+
+def _events(data: bytes) -> None:
+    sse.Decoder().push(data)
+
+
+RESPONSE = bhttp.encode_head(200, (("a", "b"),)) + bhttp.encode_content(b"content") + bhttp.encode_end((("c", "d"),))
+REQUEST = bhttp.Request(method="POST", path="/v1/x", headers=(("a", "b"),), content=b"{}", trailers=(("c", "d"),))
+CHAT = b'{"messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}],"stop":["x"],"temperature":0.5}'
+RECEIPT = Receipt(
+    kid="k", binding=bytes(32), number=1, request=bytes(32), response=bytes(32), commitment=bytes(32), model="m",
+    time=1,
+).sign(KEY.receipt_key)  # fmt: skip
+
+TARGETS: tuple[Target, ...] = (
+    Target("cbor", lambda: [ATTESTER.attest(b"", None)], lambda data: void(cbor.loads(data, "x", limit=1 << 16))),
+    Target("cose", lambda: [ATTESTER.attest(b"", None)], lambda data: void(cose.Sign1.parse(data, "x", limit=1 << 16))),
+    Target("nitro", lambda: [ATTESTER.attest(b"u" * 32, b"n" * 32)], _document),
+    Target("json", lambda: [_bundle(), CHAT], lambda data: void(strict_json.loads(data, "x", limit=1 << 16))),
+    Target("bundle", lambda: [_bundle()], lambda data: void(verify_bundle(data, POLICY, now=NOW, nonce=NONCE))),
+    Target("policy", lambda: [POLICY_TEXT.encode()], lambda data: void(Policy.from_toml(data))),
+    Target("bhttp-request", lambda: [bhttp.encode_request(REQUEST)], lambda data: void(bhttp.decode_request(data))),
+    Target("bhttp-response", lambda: [RESPONSE, bhttp.encode_response(bhttp.Response(status=200))], _response),
+    Target("keyconfig", lambda: [KEY.config.encode()], lambda data: void(KeyConfig.decode(data))),
+    Target("ohttp-keys", lambda: [encode_key_configs([KEY.config])], lambda data: void(decode_key_configs(data))),
+    Target(
+        "ohttp", lambda: [ohttp.seal_request(KEY.config, b"x").body],
+        lambda data: void(ohttp.open_request(data, lambda _header: MATERIAL)),
+    ),
+    Target("chunked-request", lambda: [_sealed(5), _sealed(500)], _open_request),
+    Target("chunked-response", _answers, _open_response),
+    Target(
+        "receipt", lambda: [RECEIPT.encode()],
+        lambda data: void(Receipt.verify(data.decode("latin-1"), KEY.statement.receipt_key)),
+    ),
+    Target("chat", lambda: [CHAT], lambda data: void(requests.parse_chat(data))),
+    Target("completion", lambda: [b'{"prompt":"x","n":1}'], lambda data: void(requests.parse_completion(data))),
+    Target("embedding", lambda: [b'{"input":["x"]}'], lambda data: void(requests.parse_embedding(data))),
+    Target("sse", lambda: [b"event: error\ndata: {}\r\n\r\n: c\ndata: [DONE]\n\n"], _events),
+    Target("gguf", _models, lambda data: void(gguf.read_header(io.BytesIO(data), len(data)))),
+    Target("pipe", lambda: [pack(Kind.CHUNK, 7, b"{}") * 3], lambda data: void(Unpacker().push(data))),
+)  # fmt: skip
+
+
+def void(_value: object) -> None:
+    """Drop a result."""
