@@ -30,7 +30,7 @@ def _tensor_name(name: str) -> str:
     raise ValueError(name)
 
 
-def write(path: Path, model, tokenizer) -> None:  # noqa: ANN001 - train.Model and tokenizers.Tokenizer
+def write(path: Path, model, tokenizer) -> None:
     """Write `model` (train.Model) with `tokenizer` (tokenizers.Tokenizer) to `path`."""
     shape = model.shape
     writer = gguf.GGUFWriter(str(path), "llama")

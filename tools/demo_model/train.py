@@ -193,7 +193,7 @@ class Muon(torch.optim.Optimizer):
                 weight.add_(x, alpha=-group["lr"] * max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5)
 
 
-def batches(tokenizer: Tokenizer, shape: Shape, tokens: int):  # noqa: ANN201 - a generator of tensors
+def batches(tokenizer: Tokenizer, shape: Shape, tokens: int):
     """Endless batches of about `tokens` tokens: ids, targets, weights; neighbours in length share a batch."""
     rng = random.Random(SEED)
     while True:

@@ -129,8 +129,9 @@ class Proxy:
         async with contextlib.aclosing(outer):
             try:
                 async for piece in outer.aiter_raw():
-                    # [DONE] is held back until the final chunk and the receipt have been checked.
-                    data, held = _split_done(held + piece)
+                    # Only whole events leave: an error event must not be glued to half of another. And [DONE] is held
+                    # back until the final chunk and the receipt have been checked.
+                    data, held = _split(held + piece)
                     if data:
                         yield data
                 if held:
@@ -140,12 +141,9 @@ class Proxy:
                 yield sse.error_event(errors.to_json(as_api_error(error)))
 
 
-def _split_done(data: bytes) -> tuple[bytes, bytes]:
-    """What may be passed on now, and what is held until the end is proven: [DONE], or what may become it."""
+def _split(data: bytes) -> tuple[bytes, bytes]:
+    """What may be passed on now, and what is held: half an event, and [DONE] until the end is proven."""
     at = data.find(sse.DONE)
-    if at >= 0:
-        return data[:at], data[at:]
-    for size in range(min(len(sse.DONE) - 1, len(data)), 0, -1):
-        if data.endswith(sse.DONE[:size]):
-            return data[:-size], data[-size:]
-    return data, b""
+    if at < 0:
+        at = data.rfind(b"\n\n") + 2 if b"\n\n" in data else 0
+    return data[:at], data[at:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import dataclass
 from typing import cast
 
@@ -101,7 +101,7 @@ class OhttpGateway:
         key = _owner(opener.key)
         if not admitted:
             self._identity.keyring.admit(key, opener.enc)
-        answer = await self._answer(b"".join(pieces), key)
+        answer = await _unless_gone(request, self._answer(b"".join(pieces), key))
         return StreamingResponse(
             self._sealed(opener, key, answer),
             media_type=chunked.RESPONSE_TYPE,
@@ -119,7 +119,7 @@ class OhttpGateway:
         exchange = ohttp.open_request(bytes(body), self._identity.keyring.lookup)
         key = _owner(exchange.key)
         self._identity.keyring.admit(key, exchange.enc)
-        answer = await self._answer(exchange.message, key)
+        answer = await _unless_gone(request, self._answer(exchange.message, key))
         content = answer.content
         if answer.events is not None:
             content = b"".join([event async for event in answer.events])
@@ -164,6 +164,29 @@ class OhttpGateway:
         ).sign(key.receipt_key)
         out.append(sealer.final(shaper.end(((TRAILER, signed),))))
         yield b"".join(out)
+
+
+async def _unless_gone(request: Request, work: Coroutine[None, None, Answer]) -> Answer:
+    """Do the work, but stop it when the client goes away meanwhile: a slot must not serve nobody.
+
+    The request's body has been read, so the only message that can still come is the disconnection.
+    """
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        for waiting in (task, gone):
+            waiting.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _owner(material: ohttp.KeyMaterial) -> ReplicaKey:
