@@ -45,3 +45,11 @@ lock:
 
 clean:
 	rm -rf $(VENV)
+
+# Trains the bundled demo model again, from nothing: about three quarters of an hour on one core.
+MODEL ?= /tmp/cloister-notes-q8_0.gguf
+model:
+	test -x $(VENV)-train/bin/python || $(PYTHON) -m venv $(VENV)-train
+	$(VENV)-train/bin/python -m pip --disable-pip-version-check -q install -r requirements/train.txt
+	$(VENV)-train/bin/python tools/demo_model/train.py $(MODEL)
+	$(VENV)-train/bin/python tools/demo_model/evaluate.py $(MODEL)

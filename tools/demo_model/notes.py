@@ -20,7 +20,9 @@ FIRST = (
     "Elena Tomas Grace Ahmed Sofia Victor Leila Oscar Amara Felix Rosa Ivan Mina Hugo Zara Colin Tessa Boris Lena Kofi "
     "Dora Miles Anya Rafael Judith Emeka Clara Stefan Noor Isaac Bianca Walter Yara Dmitri Paula Kenji Iris Malik Greta"
 ).split()
-LAST_A = "Gar Hol Mc Van Ok Wil Pet Sund Bar Nak Ros Fer Dul Kra Lind Mor Tan Cas Bel Hart Sto Quin Rad Vel Jor Wes".split()
+LAST_A = (
+    "Gar Hol Mc Van Ok Wil Pet Sund Bar Nak Ros Fer Dul Kra Lind Mor Tan Cas Bel Hart Sto Quin Rad Vel Jor Wes".split()
+)
 LAST_B = "cia den kay berg afor son rov strom ton amura enko nandez ley mer qvist eau aka tillo lamy well ne by ko ric dan ter".split()
 STREETS = "Oak Maple Station Mill Church Park Hill River Bridge King Elm Garden Market School Lake North Willow Castle".split()
 STREET_KINDS = ("Street", "Road", "Avenue", "Lane")
@@ -197,7 +199,15 @@ def note(rng: random.Random) -> Note:
         home = secret(f"{street}, {town}")
         lines.append((f"Lives at {home}.", "Lives at [ADDRESS]."))
     if rng.random() < 0.4:
-        phone = secret(rng.choice([f"555-{_digits(rng, 4)}", f"0{_digits(rng, 4)} {_digits(rng, 6)}", f"({_digits(rng, 3)}) 555-{_digits(rng, 4)}"]))
+        phone = secret(
+            rng.choice(
+                [
+                    f"555-{_digits(rng, 4)}",
+                    f"0{_digits(rng, 4)} {_digits(rng, 6)}",
+                    f"({_digits(rng, 3)}) 555-{_digits(rng, 4)}",
+                ]
+            )
+        )
         who = rng.choice(["Phone", "Call", "Reachable on", "Contact"])
         lines.append((f"{who} {phone}.", f"{who} [PHONE]."))
     if rng.random() < 0.2:
@@ -231,7 +241,11 @@ def conversation(rng: random.Random) -> list[Message]:
             question = question.rstrip("?!.")
         return [*messages, ("user", question), ("assistant", rng.choice(answered))]
     item = note(rng)
-    tasks = {"redact": (REDACT, item.redacted), "summarise": (SUMMARISE, item.summary), "extract": (EXTRACT, item.facts)}
+    tasks = {
+        "redact": (REDACT, item.redacted),
+        "summarise": (SUMMARISE, item.summary),
+        "extract": (EXTRACT, item.facts),
+    }
     task = rng.choices(list(tasks), weights=(5, 3, 3))[0]
     asked, answer = tasks[task]
     messages += [("user", rng.choice(asked).format(note=item.text)), ("assistant", answer)]
