@@ -17,9 +17,7 @@ from cloister.channel import hpke
 
 FOLDER = Path(__file__).parent / "node_peer"
 ASK = {
-    "messages": [
-        {"role": "user", "content": "Redact this note: Patient Anna Linden, MRN 5512093. Plan: rest and fluids."}
-    ],
+    "messages": [{"role": "user", "content": "Redact: Patient Anna Linden, MRN 5512093. Plan: rest and fluids."}],
     "stream": True,
     "temperature": 0,
     "max_tokens": 60,

@@ -24,7 +24,7 @@ SEED = 2_000_003
 UNSEEN = (
     "Could you redact this? {note}",
     "Strip all identifiers from: {note}",
-    "Kindly redact the note below.\n{note}",
+    "Kindly redact the note.\n{note}",
 )
 
 
