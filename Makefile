@@ -23,8 +23,13 @@ SECONDS_EACH ?= 20
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m fuzz --seconds $(SECONDS_EACH)
 
-bench: $(VENV)/.dev
-	$(BIN)/python -m cloister.bench
+BENCH_MODEL ?= bench-out/gpt2-124m.gguf
+bench: $(VENV)/.dev $(BENCH_MODEL)
+	$(BIN)/python -m cloister.bench --model $(BENCH_MODEL)
+
+bench-out/gpt2-124m.gguf: $(VENV)/.dev
+	mkdir -p bench-out
+	$(BIN)/python tools/random_gguf.py gpt2-124m $@
 
 $(VENV)/.serve: requirements/serve.txt requirements/build.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

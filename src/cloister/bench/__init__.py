@@ -1,0 +1,1 @@
+"""Benchmarks: interleaved A/B in one run, medians; never a timed test."""

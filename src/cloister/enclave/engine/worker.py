@@ -75,39 +75,16 @@ class Worker:
             self._connection.sendall(pack(kind, request, payload))
 
     def _load(self, config: dict[str, int | str]) -> None:
-        # Imported here: it takes a second and holds the GIL while it loads.
+        # Imported here: it takes a while and holds the GIL.
         import xllamacpp
 
+        from cloister.enclave.engine.params import llama_params
+
         folder = tempfile.mkdtemp(prefix="cloister-")
-        # The ending is how llama.cpp tells a socket from a host name.
-        listener = f"{folder}/x.sock"
         try:
-            params = xllamacpp.CommonParams()
-            params.model.path = f"/proc/self/fd/{config['model_fd']}"
-            params.model_alias = {str(config["model_id"])}
-            params.n_ctx = int(config["context"]) * int(config["slots"])
-            params.n_parallel = int(config["slots"])
-            params.n_batch = params.n_ubatch = int(config["batch"])
-            params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(config["threads"])
-            params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-            params.embedding = True
-            params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
-            params.fit_params = False
-            params.cache_prompt = False
-            params.cache_ram_mib = 0
-            params.cache_idle_slots = False
-            params.slot_prompt_similarity = 0.0
-            params.n_cache_reuse = 0
-            params.n_ctx_checkpoints = 0
-            params.ctx_shift = False
-            params.verbosity = 0
-            params.ui = False
-            params.endpoint_slots = False
-            params.endpoint_props = False
-            params.endpoint_metrics = False
-            params.warmup = True
-            params.offline = True
-            params.hostnames = [listener]
+            params = llama_params(config, f"/proc/self/fd/{config['model_fd']}")
+            # The ending is how llama.cpp tells a socket from a host name.
+            params.hostnames = [f"{folder}/x.sock"]
             params.api_keys = [secrets.token_hex(32)]
             self._server = xllamacpp.Server(params)
             loaded = True
