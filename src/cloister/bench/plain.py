@@ -1,6 +1,8 @@
 """llama.cpp's own HTTP server on loopback, with a replica's engine settings: the baseline of the sealed path.
 
-python -m cloister.bench.plain '{"model_id": ..., "context": ..., "slots": ..., "threads": ..., "batch": ...}' MODEL PORT
+    python -m cloister.bench.plain CONFIG MODEL PORT
+
+CONFIG is JSON: model_id, context, slots, threads, batch.
 """
 
 from __future__ import annotations
