@@ -27,6 +27,10 @@ def vectors() -> Path:
     return VECTORS
 
 
+# Output must reach a pipe by itself, as it has to on a machine that does not set this.
+os.environ.pop("PYTHONUNBUFFERED", None)
+
+
 @dataclass
 class Replica:
     """A real `cloister serve` process."""

@@ -79,7 +79,8 @@ def show_verdict(verdict: Verdict, console: Console = stdout) -> None:
 
 def print_json(value: object) -> None:
     """One JSON document on standard output."""
-    print(json.dumps(value, ensure_ascii=False))
+    # Whoever waits for this line on a pipe must get it now.
+    print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
 def load_policy(path: Path) -> Policy:
