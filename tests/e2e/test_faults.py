@@ -351,6 +351,12 @@ def test_concurrent_streams_do_not_mix(replica: Replica) -> None:
     transport.close()
 
 
+def test_the_replica_leaves_no_core_dump(replica: Replica) -> None:
+    limits = Path(f"/proc/{replica.process.pid}/limits").read_text()
+    core = next(line for line in limits.splitlines() if line.startswith("Max core file size"))
+    assert core.split()[4:6] == ["0", "0"]
+
+
 def test_the_replica_ends_cleanly(tmp_path: Path) -> None:
     with run_replica(tmp_path / "clean") as replica:
         worker = _worker(replica)

@@ -24,6 +24,7 @@ from cloister.enclave.engine.protocol import EngineInfo, OnProgress
 from cloister.enclave.engine.supervisor import LlamaEngine
 from cloister.enclave.gateway.app import INNER_ROUTES, create_app
 from cloister.enclave.gateway.ohttp import Limits
+from cloister.enclave.hardening import leave_no_dump
 from cloister.enclave.identity import Identity
 from cloister.errors import UsageError
 from cloister.tee.attester import Attester
@@ -88,6 +89,7 @@ async def run(
     """Start, serve until SIGINT, SIGTERM or `stop`, end; raises UsageError, ModelLoadError or UndecidedError."""
     # 1. The configuration was checked when it was made; the address is the only part that can still fail.
     listener = _listen(config.host, config.port)
+    leave_no_dump()
     engine = LlamaEngine(config.engine)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(listener.close)

@@ -218,6 +218,11 @@ async def test_nobody_can_reach_the_workers_listener_or_see_its_prompts(engine: 
             with socket.socket(socket.AF_UNIX) as probe, pytest.raises(OSError, match="No such file|refused"):
                 probe.connect(connection.laddr)
     assert CANARY not in " ".join(worker.cmdline())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look into a process that forbids it")
+async def test_the_worker_has_no_environment_no_standard_streams_and_no_core_dumps(engine: LlamaEngine) -> None:
+    worker = psutil.Process(engine.pid)
     assert set(worker.environ()) <= {"LANG", "OMP_WAIT_POLICY", "LC_CTYPE"}
     targets = {os.readlink(f"/proc/{engine.pid}/fd/{fd}") for fd in (0, 1, 2)}
     assert targets == {"/dev/null"}

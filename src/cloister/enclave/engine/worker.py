@@ -9,10 +9,8 @@ socket in a private folder that is unlinked at once, behind a random key.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import resource
 import secrets
 import shutil
 import signal
@@ -24,17 +22,13 @@ from collections.abc import Callable
 
 from cloister.enclave.engine import translate
 from cloister.enclave.engine.pipe import Kind, Unpacker, pack
-
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
+from cloister.enclave.hardening import die_with_parent, leave_no_dump
 
 
 def _harden() -> None:
-    """Die with the supervisor; leave no core dump; let no other process of this user read the memory."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    libc.prctl(_PR_SET_DUMPABLE, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Signals meant for the whole process group: the supervisor decides when the worker ends.
+    """Die with the supervisor; leave no core dump; leave signals for the whole process group to the supervisor."""
+    die_with_parent()
+    leave_no_dump()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
