@@ -356,7 +356,11 @@ class _AsyncBody(httpx2.AsyncByteStream):
 def http_client(address: str, *, policy: Policy) -> httpx2.Client:
     """A sync HTTP client for that replica; it is verified now, so a refusal is raised here and not inside an SDK."""
     transport = SealedTransport(address, policy)
-    transport.verify()
+    try:
+        transport.verify()
+    except BaseException:
+        transport.close()
+        raise
     return httpx2.Client(transport=transport, timeout=_TIMEOUT, trust_env=False)
 
 

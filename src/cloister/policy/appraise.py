@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hmac
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cloister.errors import CloisterError, NotGenuineError, RefusedError
+from cloister.policy.checks import ENVELOPE, RULES
 from cloister.policy.document import Policy
-from cloister.policy.verdict import Outcome, Verdict, failed_verdict
+from cloister.policy.verdict import Outcome, Verdict, failed_verdict, told_by
 from cloister.tee import nitro
 from cloister.tee.binding import check_binding
 from cloister.tee.checks import Checklist
@@ -16,18 +18,7 @@ from cloister.tee.claims import Claims
 from cloister.tee.nitro import rules as nitro_rules
 from cloister.tee.nitro import verify as nitro_verify
 
-ENVELOPE: tuple[tuple[str, str], ...] = (("policy.tee", "The evidence is of a TEE that the policy accepts"),)
-RULES: tuple[tuple[str, str], ...] = (
-    ("policy.genuine", "The root is a hardware vendor's, or the policy allows a simulated TEE"),
-    ("policy.debug", "The TEE is not in debug mode"),
-    ("policy.binding", "The evidence binds this replica's key statement"),
-    ("policy.challenge", "The evidence answers this client's own nonce"),
-    ("policy.measurement", "The replica runs an image that the policy names"),
-    ("policy.validity", "The key is in use now"),
-    ("policy.scope", "The key belongs to whom the policy expects"),
-    ("policy.model", "The replica serves a model file that the policy names"),
-    ("policy.config", "The replica runs a configuration that the policy names"),
-)
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +26,7 @@ class Bound:
     """What the evidence must bind, and what the statement that is bound says.
 
     `binding` is B (32 bytes), `challenge` F (32 bytes) or None; `fresh` says that F covers a nonce of this very client.
-    Digests are lower-case hex.
+    Digests are lower-case hex. Raises ValueError for values of any other shape: PROTOCOL.md section 4.4.
     """
 
     binding: bytes
@@ -49,6 +40,17 @@ class Bound:
     not_before: datetime
     not_after: datetime
 
+    def __post_init__(self) -> None:
+        # An empty binding would equal the empty user_data of evidence that binds nothing.
+        if len(self.binding) != 32 or (self.challenge is not None and len(self.challenge) != 32):
+            raise ValueError("the binding and the challenge are 32 bytes each")
+        if self.fresh and self.challenge is None:
+            raise ValueError("without a challenge nothing is fresh")
+        if not (_SHA256.match(self.model_sha256) and _SHA256.match(self.config_sha256)):
+            raise ValueError("digests are 64 lower-case hex digits")
+        if self.not_before.tzinfo is None or self.not_after.tzinfo is None:
+            raise ValueError("times have a time zone")
+
     def summary(self) -> dict[str, str]:
         """What a verdict shows of the statement."""
         return {
@@ -61,39 +63,61 @@ class Bound:
         }
 
 
+class _Seen:
+    """What was established so far: `claims` once genuine, `statement` once the evidence proved to bind it."""
+
+    def __init__(self) -> None:
+        self.claims: Claims | None = None
+        self.statement: dict[str, str] = {}
+
+
 def plan(checklist: Checklist) -> None:
     """Add every check of an appraisal to the list, in order."""
     checklist.plan((*ENVELOPE, *nitro_verify.CHECKS, *RULES))
 
 
 def appraise(
-    evidence: bytes, media_type: str, bound: Bound, policy: Policy, *, now: datetime, checklist: Checklist
+    evidence: bytes,
+    media_type: str,
+    bound: Bound,
+    policy: Policy,
+    *,
+    now: datetime,
+    checklist: Checklist | None = None,
 ) -> Verdict:
     """The accepted Verdict, or the CloisterError that ended the appraisal, with its Verdict attached.
 
-    `now` is aware. `checklist` has been through `plan`, and may hold checks that the caller ran before.
+    `now` is aware. `checklist`, if given, has been through `plan` and may hold checks that the caller ran before.
     """
-    simulated = policy.allow_simulated
+    if checklist is None:
+        checklist = Checklist()
+        plan(checklist)
+    seen = _Seen()
     try:
-        claims = _genuine(evidence, media_type, policy, now, checklist)
-        simulated = not claims.genuine
-        _rules(claims, bound, policy, now, checklist)
+        claims = seen.claims = _genuine(evidence, media_type, policy, now, checklist)
+        _rules(seen, claims, bound, policy, now, checklist)
     except CloisterError as error:
         error.verdict = failed_verdict(
-            error, checklist, policy_name=policy.name, policy_sha256=policy.sha256, now=now, simulated=simulated
+            error,
+            checklist,
+            policy_name=policy.name,
+            policy_sha256=policy.sha256,
+            now=now,
+            simulated=policy.allow_simulated if seen.claims is None else not seen.claims.genuine,
+            claims=seen.claims,
+            statement=seen.statement,
         )
         raise
+    # The constructor refuses to accept if a planned check was forgotten above.
     return Verdict(
         outcome=Outcome.ACCEPTED,
-        simulated=simulated,
+        simulated=not claims.genuine,
         checks=checklist.results(),
         policy_name=policy.name,
         policy_sha256=policy.sha256,
         appraised_at=now,
-        tee=claims.tee,
-        measurements=claims.measurements,
-        statement=bound.summary(),
-        facts={**claims.facts, "signed_at": claims.signed_at.isoformat() if claims.signed_at else ""},
+        statement=seen.statement,
+        **told_by(claims),
     )
 
 
@@ -113,7 +137,7 @@ def _genuine(evidence: bytes, media_type: str, policy: Policy, now: datetime, ch
     )
 
 
-def _rules(claims: Claims, bound: Bound, policy: Policy, now: datetime, checklist: Checklist) -> None:
+def _rules(seen: _Seen, claims: Claims, bound: Bound, policy: Policy, now: datetime, checklist: Checklist) -> None:
     with checklist.step("policy.genuine") as step:
         if not claims.genuine and not policy.allow_simulated:
             raise NotGenuineError("the evidence is SIMULATED and the policy does not allow that")
@@ -122,6 +146,7 @@ def _rules(claims: Claims, bound: Bound, policy: Policy, now: datetime, checklis
         nitro_rules.check_not_debug(claims)
     with checklist.step("policy.binding"):
         check_binding(claims, bound.binding, bound.challenge)
+    seen.statement = bound.summary()
     with checklist.step("policy.challenge") as step:
         if "freshness.challenge" in policy.waivers:
             step.waive(policy.waivers["freshness.challenge"])
@@ -131,8 +156,11 @@ def _rules(claims: Claims, bound: Bound, policy: Policy, now: datetime, checklis
         found = nitro_rules.check_measurements(claims, policy.measurements)
         step.detail = found.label or ", ".join(found.stated())
     with checklist.step("policy.validity") as step:
-        if not bound.not_before - policy.max_clock_skew <= now <= bound.not_after:
-            raise RefusedError("the key statement is not valid now", hint="Fetch the evidence again.")
+        # As differences: near the ends of the calendar a shifted time would overflow.
+        if bound.not_before - now > policy.max_clock_skew:
+            raise RefusedError("the key is not in use yet", hint="Compare this machine's clock with another.")
+        if now > bound.not_after:
+            raise RefusedError("the key is not in use any more", hint="Fetch the evidence again.")
         step.detail = f"until {bound.not_after.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
     with checklist.step("policy.scope") as step:
         if bound.scope not in policy.scopes:
@@ -146,6 +174,6 @@ def _rules(claims: Claims, bound: Bound, policy: Policy, now: datetime, checklis
             if allowed is None:
                 step.waive(policy.waivers[rule])
             elif not any(hmac.compare_digest(value, item) for item in allowed):
-                raise RefusedError(f"the replica's {rule} is not one that the policy names")
+                raise RefusedError(f"{rule} is {value}, which the policy does not name")
             else:
                 step.detail = value

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from cloister.errors import PolicyDocumentError
+from cloister.policy import tables
+from cloister.policy.checks import WAIVABLE
 from cloister.tee import TEES
 from cloister.tee.nitro.roots import ANCHORS as NITRO_ANCHORS
 from cloister.tee.nitro.rules import REGISTERS, Measurement
@@ -17,15 +18,26 @@ from cloister.trust.anchors import Anchor
 
 SCHEMA = "cloister-policy/1"
 MAX_POLICY = 64 * 1024
+MAX_AGE = 86_400 * 3650
+MAX_SKEW = 3600
 MAX_REVERIFY = 3600
+MIN_REASON = 8
+SCOPES = ("replica", "fleet")
 
-#: Rules that may be waived, with the table that states them. Everything else is checked whatever a policy says.
-WAIVABLE: Mapping[str, str] = {
-    "freshness.challenge": 'freshness.challenge = "required"',
-    "model.sha256": "[model] sha256",
-    "config.sha256": "[config] sha256",
+#: Every rule, in the order in which holes are named, with an example of stating it.
+RULES: Mapping[str, str] = {
+    "name": 'name = "…"',
+    "tee.accept": '[tee] accept = ["nitro"]',
+    "nitro.measurement": '[[nitro.measurement]] pcr0 = "…"',
+    "freshness.max_age_seconds": "[freshness] max_age_seconds = 300",
+    "freshness.max_clock_skew_seconds": "[freshness] max_clock_skew_seconds = 60",
+    "freshness.reverify_after_seconds": "[freshness] reverify_after_seconds = 3600",
+    "freshness.challenge": '[freshness] challenge = "required"',
+    "model.sha256": '[model] sha256 = ["…"]',
+    "config.sha256": '[config] sha256 = ["…"]',
+    "key.scope": '[key] scope = ["replica"]',
 }
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+\n-----END CERTIFICATE-----\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,113 +62,63 @@ class Policy:
     scopes: tuple[str, ...]
     waivers: Mapping[str, str]
     sha256: str
+    simulated_root_pem: str | None = None
 
     @classmethod
     def from_toml(cls, data: bytes) -> Policy:
-        """Read a policy; raises PolicyDocumentError that names everything it lacks."""
-        if len(data) > MAX_POLICY:
-            raise PolicyDocumentError(f"the policy is larger than {MAX_POLICY} bytes", hint="Is it the right file?")
+        """Read a policy of at most 64 KiB; raises PolicyDocumentError that names everything it lacks."""
+        return _read(tables.parse(data, limit=MAX_POLICY), hashlib.sha256(data).hexdigest())
+
+    def to_toml(self) -> str:
+        """A document that reads back as this policy, under another `sha256`: comments and spacing are not kept.
+
+        Raises ValueError for a policy that was not read from a document and cannot be written as one.
+        """
+        text = _write(self)
         try:
-            root = _Table(tomllib.loads(data.decode("utf-8")), "")
-        except UnicodeDecodeError:
-            raise PolicyDocumentError("the policy is not UTF-8", hint="Save it as UTF-8.") from None
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
-            where = re.search(r"\(at [a-z0-9 ,]+\)", str(error))
-            raise PolicyDocumentError(
-                f"the policy is not TOML {where.group() if where else ''}".rstrip(), hint="Mend the line."
-            ) from None
-        return _read(root, hashlib.sha256(data).hexdigest())
+            same = replace(Policy.from_toml(text.encode()), sha256=self.sha256) == self
+        except (PolicyDocumentError, UnicodeEncodeError) as error:
+            raise ValueError(f"the policy cannot be written as a document: {error}") from None
+        if not same:
+            raise ValueError("the policy holds something that a document cannot say")
+        return text
 
 
-class _Table:
-    """One TOML table: typed getters, and a record of what was asked for."""
+def anchors_for(simulated_root_pem: str | None) -> tuple[Anchor, ...]:
+    """AWS's roots, and a simulated one if it is given (one PEM certificate, nothing else); raises PolicyDocumentError.
 
-    def __init__(self, members: dict[str, object], path: str) -> None:
-        self._members = members
-        self._path = path
-        self._asked: set[str] = set()
-
-    def name(self, key: str) -> str:
-        return f"{self._path}.{key}" if self._path else key
-
-    def _get(self, key: str, kind: type, what: str) -> object:
-        self._asked.add(key)
-        value = self._members.get(key)
-        if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
-            raise PolicyDocumentError(f"{self.name(key)} must be {what}", hint="See docs/policy.md.")
-        return value
-
-    def text(self, key: str) -> str | None:
-        value = self._get(key, str, "a string")
-        return value if isinstance(value, str) else None
-
-    def flag(self, key: str) -> bool | None:
-        value = self._get(key, bool, "true or false")
-        return value if isinstance(value, bool) else None
-
-    def seconds(self, key: str, smallest: int, largest: int) -> timedelta | None:
-        value = self._get(key, int, "a whole number of seconds")
-        if not isinstance(value, int):
-            return None
-        if not smallest <= value <= largest:
-            raise PolicyDocumentError(
-                f"{self.name(key)} must be from {smallest} to {largest} seconds", hint="Choose a value in that range."
-            )
-        return timedelta(seconds=value)
-
-    def texts(self, key: str) -> tuple[str, ...] | None:
-        value = self._get(key, list, "a list of strings")
-        if not isinstance(value, list):
-            return None
-        if not value or not all(isinstance(item, str) for item in value):
-            raise PolicyDocumentError(
-                f"{self.name(key)} must be a list of at least one string", hint="An empty list accepts nothing."
-            )
-        return tuple(str(item) for item in value)
-
-    def digests(self, key: str) -> tuple[str, ...] | None:
-        values = self.texts(key)
-        for value in values or ():
-            if not _SHA256.match(value):
-                raise PolicyDocumentError(
-                    f"{self.name(key)} must hold lower-case hex SHA-256 digests", hint="Copy them from the build."
-                )
-        return values
-
-    def table(self, key: str) -> _Table:
-        value = self._get(key, dict, "a table")
-        return _Table(value if isinstance(value, dict) else {}, self.name(key))
-
-    def tables(self, key: str) -> list[_Table]:
-        value = self._get(key, list, "a list of tables")
-        items = value if isinstance(value, list) else []
-        if not all(isinstance(item, dict) for item in items):
-            raise PolicyDocumentError(
-                f"{self.name(key)} must be [[{self.name(key)}]] tables", hint="See docs/policy.md."
-            )
-        return [_Table(item, f"{self.name(key)}[{at}]") for at, item in enumerate(items)]
-
-    def done(self) -> None:
-        unknown = sorted(set(self._members) - self._asked)
-        if unknown:
-            raise PolicyDocumentError(
-                f"unknown key {self.name(unknown[0])}", hint="A misspelt rule would go unchecked; see docs/policy.md."
-            )
+    The hardware roots always stay: allowing simulated evidence does not turn genuine evidence away.
+    """
+    if simulated_root_pem is None:
+        return NITRO_ANCHORS
+    # A second certificate, or text around the first, would be skipped in silence by the parser.
+    if not _CERTIFICATE.match(simulated_root_pem.strip()):
+        raise PolicyDocumentError(
+            "tee.simulated_root_pem must hold one PEM certificate and nothing else",
+            hint="Paste the root certificate that the simulated replica printed or wrote.",
+        )
+    try:
+        anchor = Anchor.simulated(simulated_root_pem)
+    except PolicyDocumentError as error:
+        raise PolicyDocumentError(f"tee.simulated_root_pem: {error.message}", hint=error.hint) from None
+    if any(anchor.sha256 == root.sha256 or anchor.spki == root.spki for root in NITRO_ANCHORS):
+        raise PolicyDocumentError(
+            "tee.simulated_root_pem is a hardware vendor's root", hint="Vendors' roots are built in; remove it."
+        )
+    return (*NITRO_ANCHORS, anchor)
 
 
-def _waivers(root: _Table) -> dict[str, str]:
+def _waivers(root: tables.Table) -> dict[str, str]:
     waivers: dict[str, str] = {}
     for item in root.tables("waive"):
-        rule, reason = item.text("rule") or "", (item.text("reason") or "").strip()
+        rule, reason = item.text("rule") or "", (item.line("reason") or "").strip()
         item.done()
         if rule not in WAIVABLE:
-            raise PolicyDocumentError(
-                f"{item.name('rule')} names nothing that can be waived",
-                hint=f"Only these can: {', '.join(WAIVABLE)}.",
-            )
+            problem = "names a rule that must be stated" if rule in RULES else "names nothing that can be waived"
+            raise PolicyDocumentError(f"{item.name('rule')} {problem}", hint=f"Only these can: {', '.join(WAIVABLE)}.")
         if rule in waivers:
             raise PolicyDocumentError(f"{rule} is waived twice", hint="Keep one of the two.")
-        if len(reason) < 8:
+        if len(reason) < MIN_REASON:
             raise PolicyDocumentError(
                 f"{item.name('reason')} must say why, in a sentence", hint="Every verdict prints it."
             )
@@ -164,7 +126,7 @@ def _waivers(root: _Table) -> dict[str, str]:
     return waivers
 
 
-def _anchors(tee: _Table, *, allow_simulated: bool) -> tuple[Anchor, ...]:
+def _simulated_root(tee: tables.Table, *, allow_simulated: bool) -> str | None:
     pem = tee.text("simulated_root_pem")
     if allow_simulated and pem is None:
         raise PolicyDocumentError(
@@ -175,13 +137,23 @@ def _anchors(tee: _Table, *, allow_simulated: bool) -> tuple[Anchor, ...]:
             "tee.simulated_root_pem is given but tee.allow_simulated is not true",
             hint="Remove the root, or accept that a simulated TEE proves nothing.",
         )
-    return (*NITRO_ANCHORS, Anchor.simulated(pem)) if pem is not None else NITRO_ANCHORS
+    return None if pem is None else pem.strip() + "\n"
 
 
-def _read(root: _Table, sha256: str) -> Policy:
+def _measurement(table: tables.Table) -> Measurement:
+    registers = {register: table.text(register) for register in REGISTERS}
+    label = table.line("label") or ""
+    table.done()
+    try:
+        return Measurement(**registers, label=label)
+    except PolicyDocumentError as error:
+        raise PolicyDocumentError(f"{table.path}: {error.message}", hint=error.hint) from None
+
+
+def _read(root: tables.Table, sha256: str) -> Policy:
     if root.text("schema") != SCHEMA:
         raise PolicyDocumentError(f'the policy must begin with schema = "{SCHEMA}"', hint="See docs/policy.md.")
-    name = root.text("name")
+    name = root.line("name")
     tee, fresh, model, config, key = (root.table(part) for part in ("tee", "freshness", "model", "config", "key"))
     nitro = root.table("nitro")
     waivers = _waivers(root)
@@ -191,15 +163,11 @@ def _read(root: _Table, sha256: str) -> Policy:
             raise PolicyDocumentError(
                 "tee.accept names a TEE that this version cannot verify", hint=f"It can: {', '.join(TEES)}."
             )
-    anchors = _anchors(tee, allow_simulated=allow_simulated)
-    measurements = []
-    for table in nitro.tables("measurement"):
-        registers = {register: table.text(register) for register in REGISTERS}
-        label = table.text("label") or ""
-        table.done()
-        measurements.append(Measurement(**registers, label=label))
-    max_age = fresh.seconds("max_age_seconds", 1, 86_400 * 3650)
-    skew = fresh.seconds("max_clock_skew_seconds", 0, 3600)
+    pem = _simulated_root(tee, allow_simulated=allow_simulated)
+    anchors = anchors_for(pem)
+    measurements = tuple(_measurement(table) for table in nitro.tables("measurement"))
+    max_age = fresh.seconds("max_age_seconds", 1, MAX_AGE)
+    skew = fresh.seconds("max_clock_skew_seconds", 0, MAX_SKEW)
     reverify = fresh.seconds("reverify_after_seconds", 1, MAX_REVERIFY)
     challenge = fresh.text("challenge")
     if challenge not in (None, "required"):
@@ -208,33 +176,26 @@ def _read(root: _Table, sha256: str) -> Policy:
         )
     model_sha256, config_sha256, scopes = model.digests("sha256"), config.digests("sha256"), key.texts("scope")
     for scope in scopes or ():
-        if scope not in ("replica", "fleet"):
+        if scope not in SCOPES:
             raise PolicyDocumentError('key.scope may hold "replica" and "fleet"', hint="Most policies want replica.")
     for table in (tee, fresh, model, config, key, nitro, root):
         table.done()
-
-    stated = {
-        "freshness.challenge": challenge is not None,
-        "model.sha256": model_sha256 is not None,
-        "config.sha256": config_sha256 is not None,
-    }
-    both = [rule for rule in waivers if stated[rule]]
-    if both:
-        raise PolicyDocumentError(f"{both[0]} is both stated and waived", hint="Keep one of the two.")
-    holes = [f"{rule} (state {how})" for rule, how in WAIVABLE.items() if not stated[rule] and rule not in waivers]
-    must = {
-        "name": name,
-        "tee.accept": tees,
-        "[[nitro.measurement]]": measurements,
-        "freshness.max_age_seconds": max_age,
-        "freshness.max_clock_skew_seconds": skew,
-        "freshness.reverify_after_seconds": reverify,
-        "key.scope": scopes,
-    }
-    holes += [rule for rule, value in must.items() if value is None or value in ("", [])]
-    if holes:
-        raise PolicyDocumentError(f"the policy has holes: {'; '.join(holes)}")
-    # What the list of holes has just made sure of, for the type checker.
+    _complete(
+        {
+            "name": name or None,
+            "tee.accept": tees,
+            "nitro.measurement": measurements or None,
+            "freshness.max_age_seconds": max_age,
+            "freshness.max_clock_skew_seconds": skew,
+            "freshness.reverify_after_seconds": reverify,
+            "freshness.challenge": challenge,
+            "model.sha256": model_sha256,
+            "config.sha256": config_sha256,
+            "key.scope": scopes,
+        },
+        waivers,
+    )
+    # What _complete has just made sure of, for the type checker.
     assert name is not None
     assert tees is not None
     assert scopes is not None
@@ -246,7 +207,7 @@ def _read(root: _Table, sha256: str) -> Policy:
         tees=tees,
         anchors=anchors,
         allow_simulated=allow_simulated,
-        measurements=tuple(measurements),
+        measurements=measurements,
         max_age=max_age,
         max_clock_skew=skew,
         reverify_after=reverify,
@@ -256,4 +217,54 @@ def _read(root: _Table, sha256: str) -> Policy:
         scopes=scopes,
         waivers=waivers,
         sha256=sha256,
+        simulated_root_pem=pem,
     )
+
+
+def _complete(rules: Mapping[str, object], waivers: Mapping[str, str]) -> None:
+    """Every rule is stated or waived, and none is both."""
+    both = [rule for rule in waivers if rules[rule] is not None]
+    if both:
+        raise PolicyDocumentError(f"both stated and waived: {', '.join(both)}", hint="Keep one of the two.")
+    holes = [rule for rule, example in RULES.items() if rules[rule] is None and rule not in waivers]
+    if holes:
+        shown = "; ".join(f"{rule} ({RULES[rule]})" for rule in holes)
+        can = [rule for rule in holes if rule in WAIVABLE]
+        raise PolicyDocumentError(
+            f"the policy has holes: {shown}",
+            hint=f"State them; or waive {' or '.join(can)} with a [[waive]] entry that gives the reason."
+            if can
+            else "State them; they cannot be waived.",
+        )
+
+
+def _write(policy: Policy) -> str:
+    def items(key: str, values: tuple[str, ...]) -> str:
+        return f"{key} = [{', '.join(tables.quote(value) for value in values)}]"
+
+    lines = [f"schema = {tables.quote(SCHEMA)}", f"name = {tables.quote(policy.name)}"]
+    lines += ["", "[tee]", items("accept", policy.tees)]
+    if policy.allow_simulated:
+        lines += [
+            "# SIMULATED: evidence under this root proves nothing about the machine. For laptops and tests only.",
+            "allow_simulated = true",
+            f'simulated_root_pem = """\n{policy.simulated_root_pem or ""}"""',
+        ]
+    for measurement in policy.measurements:
+        lines += ["", "[[nitro.measurement]]"]
+        lines += [f"label = {tables.quote(measurement.label)}"] if measurement.label else []
+        lines += [f"{register} = {tables.quote(value)}" for register, value in measurement.stated().items()]
+    lines += ["", "[freshness]"]
+    for key, value in (
+        ("max_age_seconds", policy.max_age),
+        ("max_clock_skew_seconds", policy.max_clock_skew),
+        ("reverify_after_seconds", policy.reverify_after),
+    ):
+        lines.append(f"{key} = {value // timedelta(seconds=1)}")
+    lines += ['challenge = "required"'] if policy.challenge_required else []
+    for part, digests in (("model", policy.model_sha256), ("config", policy.config_sha256)):
+        lines += ["", f"[{part}]", items("sha256", digests)] if digests is not None else []
+    lines += ["", "[key]", items("scope", policy.scopes)]
+    for rule, reason in policy.waivers.items():
+        lines += ["", "[[waive]]", f"rule = {tables.quote(rule)}", f"reason = {tables.quote(reason)}"]
+    return "\n".join(lines) + "\n"

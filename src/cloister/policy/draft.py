@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from datetime import timedelta
 
-from cloister.policy.document import SCHEMA, Policy
+from cloister.policy.document import Policy, anchors_for
+from cloister.tee.nitro.rules import Measurement
+
+HEADER = """\
+# Made from a running replica: it accepts what runs there now, whatever that is (trust on first use).
+# Compare the measurements with a build that you made or trust before you rely on it.
+"""
 
 
 def draft(
@@ -16,46 +22,29 @@ def draft(
     config_sha256: str,
     simulated_root_pem: str | None,
     scope: str = "replica",
+    label: str = "",
 ) -> str:
     """TOML of a policy with no waivers that accepts exactly this replica; it has been read back before it is returned.
 
-    `measurements` are register values in hex; only registers that name the image are taken.
+    `measurements` are register values in hex (those of a Verdict or of Claims will do); only registers that name the
+    image are taken. Raises PolicyDocumentError if they name none (a debug enclave), ValueError for other wrong values.
     """
-    lines = [
-        "# Made from a running replica: it accepts what runs there now, whatever that is (trust on first use).",
-        "# Compare the measurements with a build that you made or trust before you rely on it.",
-        f"schema = {json.dumps(SCHEMA)}",
-        f"name = {json.dumps(name)}",
-        "",
-        "[tee]",
-        'accept = ["nitro"]',
-    ]
-    if simulated_root_pem is not None:
-        lines += [
-            "# SIMULATED: evidence under this root proves nothing about the machine. For laptops and tests only.",
-            "allow_simulated = true",
-            f'simulated_root_pem = """\n{simulated_root_pem.strip()}\n"""',
-        ]
-    lines += ["", "[[nitro.measurement]]"]
-    lines += [f'{name} = "{measurements[name]}"' for name in ("pcr0", "pcr1", "pcr2") if name in measurements]
-    lines += [
-        "",
-        "[freshness]",
-        "max_age_seconds = 300",
-        "max_clock_skew_seconds = 60",
-        "reverify_after_seconds = 3600",
-        'challenge = "required"',
-        "",
-        "[model]",
-        f'sha256 = ["{model_sha256}"]',
-        "",
-        "[config]",
-        f'sha256 = ["{config_sha256}"]',
-        "",
-        "[key]",
-        f'scope = ["{scope}"]',
-        "",
-    ]
-    text = "\n".join(lines)
-    Policy.from_toml(text.encode())
-    return text
+    image = {register: measurements.get(register) for register in ("pcr0", "pcr1", "pcr2")}
+    policy = Policy(
+        name=name,
+        tees=("nitro",),
+        anchors=anchors_for(simulated_root_pem),
+        allow_simulated=simulated_root_pem is not None,
+        measurements=(Measurement(**image, label=label),),
+        max_age=timedelta(seconds=300),
+        max_clock_skew=timedelta(seconds=60),
+        reverify_after=timedelta(seconds=3600),
+        challenge_required=True,
+        model_sha256=(model_sha256,),
+        config_sha256=(config_sha256,),
+        scopes=(scope,),
+        waivers={},
+        sha256="",
+        simulated_root_pem=None if simulated_root_pem is None else simulated_root_pem.strip() + "\n",
+    )
+    return HEADER + policy.to_toml()

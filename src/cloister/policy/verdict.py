@@ -6,11 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import TypedDict
 
 from cloister.errors import CloisterError, MalformedError, NotGenuineError, RefusedError
+from cloister.policy.checks import REQUIRED, WAIVABLE
 from cloister.tee.checks import Check, Checklist, Status
+from cloister.tee.claims import Claims
+from cloister.wire import strict_json
 
 SCHEMA = "cloister-verdict/1"
+MAX_REPORT = 256 * 1024
+_MAX_CHECKS = 256
+_MAX_NAMES = 256
+_WAIVABLE_CHECKS = frozenset(WAIVABLE.values())
+_WHAT = "verdict"
 
 
 class Outcome(StrEnum):
@@ -41,8 +50,10 @@ _EXIT_CODES = {
 class Verdict:
     """`simulated` is True when the evidence chains to a root made in software, or when that could not be excluded.
 
-    `measurements` are the replica's register values, `statement` what its key statement says; both are empty until the
-    checks came that far. An accepted verdict with an open check cannot be made.
+    `measurements`, `chain` and `facts` are what the evidence says, once it proved genuine; `statement` is what the key
+    statement says, once the evidence proved to bind it: before that they are empty. `appraised_at` is aware.
+    An accepted verdict with an open check, without one that every appraisal makes, or with a waiver of one that nobody
+    may waive cannot be made: ValueError.
     """
 
     outcome: Outcome
@@ -55,12 +66,22 @@ class Verdict:
     measurements: Mapping[str, str] = field(default_factory=dict)
     statement: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
+    chain: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.outcome is Outcome.ACCEPTED and (
-            not self.checks or any(check.status not in (Status.PASSED, Status.WAIVED) for check in self.checks)
-        ):
+        if self.appraised_at.tzinfo is None:
+            raise ValueError("appraised_at has no time zone")
+        if len({check.id for check in self.checks}) != len(self.checks):
+            raise ValueError("a check occurs twice")
+        if self.outcome is not Outcome.ACCEPTED:
+            return
+        if not self.checks or any(check.status not in (Status.PASSED, Status.WAIVED) for check in self.checks):
             raise ValueError("an accepted verdict has every check passed or waived")
+        missing = REQUIRED - {check.id for check in self.checks}
+        if missing:
+            raise ValueError(f"an accepted verdict lacks no check: {', '.join(sorted(missing))}")
+        if any(check.status is Status.WAIVED and check.id not in _WAIVABLE_CHECKS for check in self.checks):
+            raise ValueError("an accepted verdict waives only what a policy may waive")
 
     @property
     def accepted(self) -> bool:
@@ -95,7 +116,79 @@ class Verdict:
             "measurements": dict(self.measurements),
             "statement": dict(self.statement),
             "facts": dict(self.facts),
+            "chain": list(self.chain),
         }
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Verdict:
+        """Read what `to_json` wrote, to show it again; raises MalformedError.
+
+        Nobody signed a stored verdict: it tells what its writer found, and is no reason to send anything.
+        """
+        members = strict_json.loads(data, _WHAT, limit=MAX_REPORT)
+        simulated = members.pop("simulated", None)
+        fields = strict_json.Fields(members, _WHAT)
+        if not isinstance(simulated, bool):
+            raise MalformedError(f"{_WHAT}: simulated must be true or false")
+        if fields.text("schema") != SCHEMA:
+            raise MalformedError(f"{_WHAT}: the schema is not {SCHEMA}")
+        policy = fields.member("policy")
+        exit_code = fields.integer("exit_code")
+        try:
+            verdict = cls(
+                outcome=Outcome(fields.text("outcome")),
+                simulated=simulated,
+                checks=tuple(_check(item) for item in fields.array("checks", limit=_MAX_CHECKS)),
+                policy_name=policy.text("name"),
+                policy_sha256=policy.text("sha256"),
+                appraised_at=datetime.fromisoformat(fields.text("appraised_at")),
+                tee=fields.text("tee"),
+                measurements=_strings(fields.member("measurements")),
+                statement=_strings(fields.member("statement")),
+                facts=_strings(fields.member("facts")),
+                chain=tuple(_string(item) for item in fields.array("chain", limit=_MAX_CHECKS)),
+            )
+        except ValueError:
+            # Of an enumeration, of a time, or of a verdict that claims more than its checks.
+            raise MalformedError(f"{_WHAT}: it contradicts itself or holds an unknown value") from None
+        policy.done()
+        fields.done()
+        if exit_code != verdict.outcome.exit_code:
+            raise MalformedError(f"{_WHAT}: the exit code is not that of the outcome")
+        return verdict
+
+
+def _check(item: object) -> Check:
+    if not isinstance(item, dict):
+        raise MalformedError(f"{_WHAT}: checks must hold objects")
+    fields = strict_json.Fields(item, f"{_WHAT}: a check")
+    check = Check(
+        id=fields.text("id"),
+        title=fields.text("title"),
+        status=Status(fields.text("status")),
+        detail=fields.text("detail", limit=MAX_REPORT),
+    )
+    fields.done()
+    return check
+
+
+def _strings(fields: strict_json.Fields) -> dict[str, str]:
+    if len(fields.names()) > _MAX_NAMES:
+        raise MalformedError(f"{_WHAT}: more than {_MAX_NAMES} names in one object")
+    return {name: fields.text(name, limit=MAX_REPORT) for name in sorted(fields.names())}
+
+
+def _string(item: object) -> str:
+    if not isinstance(item, str):
+        raise MalformedError(f"{_WHAT}: chain must hold strings")
+    return item
+
+
+class _Told(TypedDict, total=False):
+    tee: str
+    measurements: Mapping[str, str]
+    facts: Mapping[str, str]
+    chain: tuple[str, ...]
 
 
 def outcome_of(error: CloisterError) -> Outcome:
@@ -111,9 +204,17 @@ def outcome_of(error: CloisterError) -> Outcome:
 
 
 def failed_verdict(
-    error: CloisterError, checklist: Checklist, *, policy_name: str, policy_sha256: str, now: datetime, simulated: bool
+    error: CloisterError,
+    checklist: Checklist,
+    *,
+    policy_name: str,
+    policy_sha256: str,
+    now: datetime,
+    simulated: bool,
+    claims: Claims | None = None,
+    statement: Mapping[str, str] | None = None,
 ) -> Verdict:
-    """The verdict of an appraisal that `error` ended."""
+    """The verdict of an appraisal that `error` ended; `claims` and `statement` as far as they were established."""
     return Verdict(
         outcome=outcome_of(error),
         simulated=simulated,
@@ -121,4 +222,19 @@ def failed_verdict(
         policy_name=policy_name,
         policy_sha256=policy_sha256,
         appraised_at=now,
+        statement=statement or {},
+        **told_by(claims),
     )
+
+
+def told_by(claims: Claims | None) -> _Told:
+    """The fields of a verdict that come from verified claims."""
+    if claims is None:
+        return {}
+    signed_at = claims.signed_at.isoformat() if claims.signed_at else ""
+    return {
+        "tee": claims.tee,
+        "measurements": claims.measurements,
+        "facts": {**claims.facts, "signed_at": signed_at},
+        "chain": claims.chain,
+    }
