@@ -169,6 +169,9 @@ def _check(item: object) -> Check:
         detail=fields.text("detail", limit=MAX_REPORT),
     )
     fields.done()
+    # What is shown must not be able to move the terminal's cursor, and pose as another line.
+    if not all(text.isprintable() for text in (check.id, check.title, check.detail)):
+        raise MalformedError(f"{_WHAT}: a check is not printable")
     return check
 
 
