@@ -251,6 +251,9 @@ def test_connect_refuses_a_rebound_name_and_other_listeners(proxy: str, replica:
     with httpx2.Client() as client:
         answer = client.get(f"{proxy}/models", headers={"host": "evil.example"})
         assert answer.status_code == 403
+        for origin in ("https://evil.example", "null", "http://127.0.0.1.evil.example"):
+            assert client.get(f"{proxy}/models", headers={"origin": origin}).status_code == 403
+        assert client.get(f"{proxy}/models", headers={"origin": "http://localhost:3000"}).status_code == 200
         verdict = client.get(proxy.removesuffix("/v1") + "/.well-known/cloister/verdict").json()
         assert verdict["outcome"] == "accepted"
         assert client.get(proxy.removesuffix("/v1") + "/elsewhere").status_code == 404

@@ -1,7 +1,7 @@
 """A local OpenAI-compatible proxy: ordinary clients speak to loopback, the proxy verifies, seals and opens.
 
 Whoever can reach the listener can use it, so it listens on loopback and answers only requests that name a loopback host
-(a web page that rebinds its DNS name to 127.0.0.1 still names itself).
+and come from no other origin (a web page that rebinds its DNS name to 127.0.0.1 still names itself).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
 
 import httpx2
 from starlette.applications import Starlette
@@ -86,8 +87,11 @@ class Proxy:
         return Response(body, media_type="application/json")
 
     def _foreign(self, request: Request) -> Response | None:
-        host = request.url.hostname or ""
-        if host.strip("[]") in LOOPBACK:
+        named = [request.url.hostname or ""]
+        if (origin := request.headers.get("origin")) is not None:
+            # A web page elsewhere may send requests here, and browsers say which page it was.
+            named.append(urlsplit(origin).hostname or "")
+        if all(host.strip("[]") in LOOPBACK for host in named):
             return None
         return _error(ApiError("This proxy answers requests to a loopback address only.", status=403))
 
