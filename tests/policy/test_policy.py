@@ -12,69 +12,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.policy.samples import BINDING, BOUND, CHALLENGE, MINIMAL, TEXT
+from tests.policy.samples import run as _appraise
 from tests.tee import documents as d
 
 from cloister.errors import CloisterError, MalformedError, NotGenuineError, PolicyDocumentError, RefusedError
-from cloister.policy.appraise import Bound, appraise, plan
 from cloister.policy.document import Policy
-from cloister.policy.draft import draft
-from cloister.policy.verdict import Outcome, Verdict, outcome_of
-from cloister.tee.checks import Check, Checklist, Status
-
-BINDING, CHALLENGE = b"B" * 32, b"F" * 32
-TEXT = draft(
-    name="test",
-    measurements={"pcr0": "01" * 48, "pcr1": "02" * 48, "pcr2": "03" * 48},
-    model_sha256="0a" * 32,
-    config_sha256="0b" * 32,
-    simulated_root_pem=d.ROOT.pem,
-)
-POLICY = Policy.from_toml(TEXT.encode())
-BOUND = Bound(
-    binding=BINDING,
-    challenge=CHALLENGE,
-    fresh=True,
-    kid="k" * 22,
-    scope="replica",
-    model_id="m",
-    model_sha256="0a" * 32,
-    config_sha256="0b" * 32,
-    not_before=d.NOW - timedelta(minutes=1),
-    not_after=d.NOW + timedelta(hours=1),
-)
-EVIDENCE = d.attester().attest(BINDING, CHALLENGE)
-NITRO = "application/vnd.cloister.nitro-doc"
-MINIMAL = """
-schema = "cloister-policy/1"
-name = "minimal"
-[tee]
-accept = ["nitro"]
-[[nitro.measurement]]
-pcr0 = "%s"
-[freshness]
-max_age_seconds = 300
-max_clock_skew_seconds = 60
-reverify_after_seconds = 3600
-challenge = "required"
-[model]
-sha256 = ["%s"]
-[config]
-sha256 = ["%s"]
-[key]
-scope = ["replica"]
-""" % ("01" * 48, "0a" * 32, "0b" * 32)  # noqa: UP031 - braces are TOML's
-
-
-def _appraise(
-    evidence: bytes = EVIDENCE,
-    bound: Bound = BOUND,
-    policy: Policy = POLICY,
-    media_type: str = NITRO,
-    now: datetime = d.NOW,
-) -> Verdict:
-    checklist = Checklist()
-    plan(checklist)
-    return appraise(evidence, media_type, bound, policy, now=now, checklist=checklist)
+from cloister.policy.verdict import Outcome, outcome_of
+from cloister.tee.checks import Check, Status
 
 
 def test_accepted_and_loudly_simulated() -> None:
