@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from cloister.enclave.engine import gguf
 from cloister.enclave.engine.pipe import Kind, Unpacker, pack
 from cloister.policy.document import Policy
 from cloister.policy.draft import draft
+from cloister.policy.verdict import Verdict
 from cloister.tee.checks import Checklist
 from cloister.tee.nitro import verify as nitro
 from cloister.tee.sim.attest import SimulatedNitro
@@ -59,6 +61,11 @@ def _bundle() -> bytes:
     )  # fmt: skip
     evidence = ATTESTER.attest(bundle.binding, root)
     return Bundle(**{**{f: getattr(bundle, f) for f in bundle.__dataclass_fields__}, "evidence": evidence}).to_bytes()
+
+
+def _verdicts() -> list[bytes]:
+    verdict = verify_bundle(_bundle(), POLICY, now=NOW, nonce=NONCE).verdict
+    return [json.dumps(verdict.to_json()).encode()]
 
 
 def _document(data: bytes) -> None:
@@ -137,6 +144,7 @@ TARGETS: tuple[Target, ...] = (
     Target("nitro", lambda: [ATTESTER.attest(b"u" * 32, b"n" * 32)], _document),
     Target("json", lambda: [_bundle(), CHAT], lambda data: void(strict_json.loads(data, "x", limit=1 << 16))),
     Target("bundle", lambda: [_bundle()], lambda data: void(verify_bundle(data, POLICY, now=NOW, nonce=NONCE))),
+    Target("verdict", _verdicts, lambda data: void(Verdict.from_json(data))),
     Target("policy", lambda: [POLICY_TEXT.encode()], lambda data: void(Policy.from_toml(data))),
     Target("bhttp-request", lambda: [bhttp.encode_request(REQUEST)], lambda data: void(bhttp.decode_request(data))),
     Target("bhttp-response", lambda: [RESPONSE, bhttp.encode_response(bhttp.Response(status=200))], _response),
