@@ -16,10 +16,13 @@ from tests.policy.samples import BINDING, BOUND, CHALLENGE, MINIMAL, TEXT
 from tests.policy.samples import run as _appraise
 from tests.tee import documents as d
 
+from cloister.client import appraisal
 from cloister.errors import CloisterError, MalformedError, NotGenuineError, PolicyDocumentError, RefusedError
+from cloister.policy import checks, document
 from cloister.policy.document import Policy
 from cloister.policy.verdict import Outcome, outcome_of
 from cloister.tee.checks import Check, Status
+from cloister.tee.nitro import verify as nitro
 
 
 def test_accepted_and_loudly_simulated() -> None:
@@ -207,12 +210,35 @@ def test_errors_do_not_quote_the_document() -> None:
     assert "secret" not in caught.value.message
 
 
+PAGE = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
+
+
 def test_the_page_holds_policies_that_load() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
-    blocks = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
-    assert blocks
-    for block in blocks:
-        Policy.from_toml(block.encode())
+    policies = [Policy.from_toml(block.encode()) for block in re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)]
+    assert [policy.allow_simulated for policy in policies] == [False, True]
+    assert [set(policy.waivers) for policy in policies] == [{"config.sha256"}, set()]
+
+
+def test_the_page_lists_the_checks_the_keys_and_the_outcomes_of_the_program() -> None:
+    waived_by = {check: rule for rule, check in checks.WAIVABLE.items()}
+    planned = (*appraisal.CHECKS, *checks.ENVELOPE, *nitro.CHECKS, *checks.RULES)
+    rows = re.findall(r"^\| `([a-z]+\.[a-z]+)` \| (.*) \| ([3-6, ]+) \| (.*)\|$", PAGE, re.MULTILINE)
+    assert [(check, title) for check, title, _, _ in rows] == list(planned)
+    assert {check: rule.strip(" `") for check, _, _, rule in rows if rule.strip()} == waived_by
+    for check, (_, kind) in REFUSALS.items():
+        codes = next(codes for name, _, codes, _ in rows if name == check)
+        assert str(kind.exit_code) in codes.split(", ")
+    for rule in document.RULES:
+        assert f"`{rule}`" in PAGE or f"`[[{rule}]]`" in PAGE
+    for outcome in Outcome:
+        assert re.search(rf"^\| {outcome.exit_code} \| .*{str(outcome).replace('-', ' ')}", PAGE, re.MULTILINE)
+
+
+def test_the_page_shows_a_message_as_it_is() -> None:
+    text = MINIMAL.replace(HOLES["model.sha256"], "").replace(HOLES["key.scope"], "")
+    with pytest.raises(PolicyDocumentError) as caught:
+        Policy.from_toml(text.encode())
+    assert f"error: policy.toml: {caught.value.message}\n  {caught.value.hint}\n" in PAGE
 
 
 def test_real_documents_fail_at_the_binding(vectors: Path) -> None:
