@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from cloister.policy.document import Policy
 from tools import random_gguf
@@ -26,6 +27,10 @@ def vectors() -> Path:
         pytest.skip(f"no vectors at {VECTORS} (set CLOISTER_VECTORS)")
     return VECTORS
 
+
+# A shared machine may be slow: neither time per example nor slow generation is a failure.
+settings.register_profile("cloister", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("cloister")
 
 # Output must reach a pipe by itself, as it has to on a machine that does not set this.
 os.environ.pop("PYTHONUNBUFFERED", None)

@@ -68,7 +68,7 @@ def test_varints(value: int) -> None:
 
 @pytest.mark.parametrize(
     "text", ["", "1", "[]", '{"a":1,"a":2}', '{"a":NaN}', '{"a":Infinity}', '{"a":"\\ud800"}', "{'a':1}", '{"a":1}x',
-             '{"a":' + "[" * 5000 + "]" * 5000 + "}"]
+             '{"a":' + "[" * 32 + "]" * 32 + "}", '{"a":' + "[" * 5000 + "]" * 5000 + "}"]
 )  # fmt: skip
 def test_json_refused(text: str) -> None:
     with pytest.raises(MalformedError):
@@ -79,3 +79,13 @@ def test_json_refused(text: str) -> None:
 def test_base64url_has_one_spelling(text: str) -> None:
     with pytest.raises(MalformedError):
         strict_json.decode_base64url(text, "x")
+
+
+def test_json_nesting_has_one_bound_everywhere() -> None:
+    for depth, accepted in ((30, True), (31, True), (32, False), (2000, False)):
+        data = b'{"a":' + b"[" * (depth - 1) + b"1" + b"]" * (depth - 1) + b"}"
+        if accepted:
+            assert strict_json.loads(data, "x", limit=10_000)
+        else:
+            with pytest.raises(MalformedError):
+                strict_json.loads(data, "x", limit=10_000)

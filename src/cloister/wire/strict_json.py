@@ -10,6 +10,8 @@ from typing import NoReturn
 
 from cloister.errors import MalformedError
 
+MAX_DEPTH = 32
+
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*\Z")
 
 
@@ -26,12 +28,28 @@ def _no_constant(_text: str) -> NoReturn:
     raise ValueError("NaN and Infinity are not JSON")
 
 
+def _check_depth(value: object) -> None:
+    """Bound the nesting here: how deep the library goes differs between versions of Python."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    raise ValueError("nested too deep")
+
+
 def loads(data: bytes, what: str, *, limit: int) -> dict[str, object]:
     """The JSON object in `data` (at most `limit` bytes); raises MalformedError without quoting any of it."""
     if len(data) > limit:
         raise MalformedError(f"{what}: {len(data)} bytes, the limit is {limit}")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        _check_depth(value)
         # A lone surrogate escape parses but is not text that anyone could send on.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError):

@@ -109,6 +109,7 @@ MALFORMED = {
     "timestamp 0": d.signed(d.payload(timestamp=0)),
     "timestamp negative": d.signed(d.payload(timestamp=-1)),
     "timestamp enormous": d.signed(d.payload(timestamp=1 << 60)),
+    "timestamp in the year 10000": d.signed(d.payload(timestamp=253_402_300_800_000)),
     "timestamp float": d.signed(d.payload(timestamp=1.5)),
     "timestamp true": d.signed(d.payload(timestamp=True)),
     "no registers": d.signed(d.payload(pcrs={})),

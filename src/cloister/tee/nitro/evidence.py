@@ -11,6 +11,8 @@ from cloister.wire import cbor
 MAX_DOCUMENT = 16 * 1024
 PCR_SIZE = 48
 MAX_PCR = 31
+#: The end of the calendar (the year 10000) in milliseconds: what a datetime can hold.
+MAX_TIMESTAMP = 253_402_300_800_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class AttestationDocument:
             raise _malformed("module_id")
         if fields.get("digest") != "SHA384":
             raise _malformed("digest is not SHA384")
-        if isinstance(timestamp, bool) or not isinstance(timestamp, int) or not 0 < timestamp < 1 << 48:
+        if isinstance(timestamp, bool) or not isinstance(timestamp, int) or not 0 < timestamp < MAX_TIMESTAMP:
             raise _malformed("timestamp")
         cabundle = fields.get("cabundle")
         if not isinstance(cabundle, list) or not 0 < len(cabundle) <= 8:
