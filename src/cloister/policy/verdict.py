@@ -79,7 +79,7 @@ class Verdict:
             raise ValueError("an accepted verdict has every check passed or waived")
         missing = REQUIRED - {check.id for check in self.checks}
         if missing:
-            raise ValueError(f"an accepted verdict lacks no check: {', '.join(sorted(missing))}")
+            raise ValueError(f"an accepted verdict lacks checks: {', '.join(sorted(missing))}")
         if any(check.status is Status.WAIVED and check.id not in _WAIVABLE_CHECKS for check in self.checks):
             raise ValueError("an accepted verdict waives only what a policy may waive")
 

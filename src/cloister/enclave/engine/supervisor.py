@@ -29,6 +29,8 @@ LOAD_TIMEOUT = 600.0
 PING_EVERY, PING_TIMEOUT = 5.0, 30.0
 #: Waits before the first, second, ... restart in a row; after the last the engine has failed.
 BACKOFF = (0.0, 0.5, 2.0, 5.0, 15.0)
+#: Seconds that a worker gets to end by itself.
+STOP_PATIENCE = 2.0
 #: How long a request waits for a worker that is being restarted.
 RESTART_PATIENCE = 60.0
 
@@ -302,16 +304,26 @@ class LlamaEngine:
                 raise
         finally:
             watchdog.cancel()
+            self._send(Kind.STOP)
             self._writer.close()
             self._writer = None
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await asyncio.shield(self._process.wait())
+            await asyncio.shield(self._end(self._process))
             for flow in self._flows.values():
                 flow.error = EngineCrashed("the inference engine stopped while answering")
                 flow.ended = True
                 flow.wake()
         return was_ready
+
+    @staticmethod
+    async def _end(process: asyncio.subprocess.Process) -> None:
+        """Let a worker that was told to stop end by itself; kill one that does not."""
+        try:
+            async with asyncio.timeout(STOP_PATIENCE):
+                await process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
 
     def _deliver(self, kind: Kind, request: int, payload: bytes) -> None:
         flow = self._flows.get(request)
