@@ -39,7 +39,8 @@ class Target:
 
 NOW = datetime.now(UTC)
 ROOT = SimulatedRoot.create()
-ATTESTER = SimulatedNitro(ROOT, {0: b"\x01" * 48})
+# Its clock stands still: what it signs must be fresh at NOW, however long after the import.
+ATTESTER = SimulatedNitro(ROOT, {0: b"\x01" * 48}, clock=lambda: NOW)
 KEY = make_key(
     ReplicaFacts(boot_id=bytes(16), model_id="m", model_sha256="0a" * 32, config_sha256="0b" * 32),
     KeySchedule(), epoch=1, now=int(NOW.timestamp()), key_id=1, kem=hpke.KEM_X25519,
