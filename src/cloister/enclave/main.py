@@ -125,7 +125,7 @@ async def run(
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         stopping = asyncio.create_task(stop.wait()) if stop is not None else None
         # Ready means ready to stop in order, too: uvicorn takes over the signals before it says that it has started.
-        while not server.started and not serving.done():
+        while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.005)
         if on_ready is not None:
             on_ready(Ready(host=host, port=port, info=engine.info, config_sha256=digest, engine_pid=engine.pid))
