@@ -1,0 +1,1 @@
+"""AWS Nitro Enclaves on EC2, through nitro-cli."""

@@ -1,0 +1,1 @@
+"""Nitro Enclaves emulated on this machine: a real kernel under QEMU, evidence signed under a SIMULATED root."""

@@ -1,0 +1,1 @@
+"""Sealed weights: a container that only measured code can open."""
