@@ -1,0 +1,79 @@
+"""Compile what an image needs that is not a package (kernel, init) with a compiler that is pinned like everything else.
+
+Debian's packages are unpacked into the cache and entered with chroot in a mount namespace of its own; without root, in a
+user namespace. Nothing is installed on this machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+from cloister.errors import UndecidedError, UsageError
+from cloister.image import cache, debian
+
+_ENTER = """set -e
+mount --make-rprivate /
+mkdir -p "$1/work" "$1/dev" "$1/proc" "$1/tmp"
+mount --bind "$2" "$1/work"
+mount --rbind /dev "$1/dev"
+mount --rbind /proc "$1/proc"
+mount -t tmpfs tmpfs "$1/tmp"
+root=$1; shift 2
+exec chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin LC_ALL=C.UTF-8 "$@"
+"""
+
+
+def lock() -> debian.Lock:
+    """The pinned compiler and kernel source."""
+    return debian.Lock.from_json(resources.files("cloister.image").joinpath("toolchain.lock.json").read_bytes())
+
+
+def run(work: Path, command: Sequence[str], *, timeout: float) -> None:
+    """Run a command inside the toolchain with `work` at /work; raises UsageError or UndecidedError."""
+    if shutil.which("unshare") is None:
+        raise UsageError("compiling an image's kernel needs Linux namespaces (unshare)", hint="Install util-linux.")
+    root = debian.unpack(lock(), "toolchain")
+    mapped = [] if os.geteuid() == 0 else ["--map-root-user"]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own command inside our own folder
+            ["unshare", "--mount", *mapped, "bash", "-c", _ENTER, "enter", str(root), str(work), *command],  # noqa: S607
+            check=False, capture_output=True, text=True, timeout=timeout,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise UndecidedError(f"compiling did not end within {timeout:.0f} s") from None
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UndecidedError(f"compiling failed: {reason}", hint="Without root, user namespaces must be allowed.")
+
+
+def kernel() -> Path:
+    """The small kernel (bzImage), compiled once for each fragment and toolchain: some minutes the first time."""
+    return _made("kernel", {"kernel.fragment": None, "build-kernel.sh": None}, ["bash", "/work/build-kernel.sh"], "bzImage", 3600)
+
+
+def init() -> Path:
+    """The image's first process, a static program."""
+    command = ["gcc", "-O2", "-static", "-s", "-Wall", "-Wextra", "-Werror", "-Wl,--build-id=none", "-o", "/work/init", "/work/init.c"]
+    return _made("init", {"init.c": None}, command, "init", 300)
+
+
+def _made(name: str, inputs: Mapping[str, None], command: list[str], product: str, timeout: float) -> Path:
+    sources = {file: resources.files("cloister.image").joinpath(file).read_bytes() for file in inputs}
+    digest = hashlib.sha256("\0".join([lock().digest, *command]).encode("utf-8"))
+    for file, data in sorted(sources.items()):
+        digest.update(file.encode("ascii") + b"\0" + hashlib.sha256(data).digest())
+
+    def fill(folder: Path) -> None:
+        for file, data in sources.items():
+            (folder / file).write_bytes(data)
+        run(folder, command, timeout=timeout)
+        for each in ("linux", "out"):
+            shutil.rmtree(folder / each, ignore_errors=True)
+
+    return cache.folder(name, digest.hexdigest(), fill) / product
