@@ -25,7 +25,6 @@ from cloister.platforms.qemu_nitro.vsock_connection import (
     BUFFER,
     COUNTER,
     HEADER,
-    SHUTDOWN_BOTH,
     SHUTDOWN_RECEIVE,
     SHUTDOWN_SEND,
     STREAM,
@@ -137,7 +136,7 @@ class VsockDevice(vhost_user.Backend):
         )  # fmt: skip
 
     def _forward(self, queue: Queue, connection: Connection) -> bool:
-        """Fill some of the guest's buffers from one connection, which goes to the end of the line; False without any."""
+        """Fill some of the guest's buffers from one connection, then to the end of the line; False without any."""
         connection.queued = False
         if not connection.flowing:
             return True
@@ -313,6 +312,8 @@ class VsockDevice(vhost_user.Backend):
     def _dial(self, header: Header, deadline: float | None = None) -> None:
         """Connect to the unix socket of the port that the guest asks for."""
         key = Key(header.dst_cid, header.dst_port, header.src_port)
+        if key in self._connections:  # asked for twice, and meanwhile there
+            return
         if header.dst_cid != PARENT_CID or (deadline is None and self._full()):
             self._refuse(key)
             return
