@@ -32,7 +32,7 @@ def _version(wanted: bool) -> None:
 def options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
-    """Exit codes: 0 done, 2 usage, 3 malformed, 4 not genuine, 5 refused, 6 undecided, 7 channel, 8 release denied, 9 engine."""
+    """Exit codes: 0 done, 2 usage, 3 malformed, 4 forged, 5 refused, 6 undecided, 7 channel, 8 denied, 9 engine."""
     del version
 
 

@@ -1,8 +1,8 @@
 """Writes the AWS KMS key policy under which only the measured image gets the data key.
 
-Sources: AWS KMS Developer Guide, "AWS KMS condition keys for attested platforms" (kms:RecipientAttestation:ImageSha384,
-which is PCR0, and kms:RecipientAttestation:PCR<n>), "kms:EncryptionContext:context-key", "Key policies"; IAM User Guide,
-"Policy evaluation logic" (an explicit deny beats every allow and every grant) and the condition operator Null.
+Sources: AWS KMS Developer Guide, "AWS KMS condition keys for attested platforms" (kms:RecipientAttestation:PCR<n>, and
+ImageSha384, which is PCR0), "kms:EncryptionContext:context-key", "Key policies"; IAM User Guide, "Policy evaluation
+logic" (an explicit deny beats every allow and every grant) and the condition operator Null.
 """
 
 from __future__ import annotations
