@@ -142,3 +142,17 @@ def test_the_command_refuses(tmp_path: Path) -> None:
         assert not done.stdout
     file.write_text("[]")
     assert _run("--measurements", str(file), *given).returncode == 2
+
+
+def test_the_page_shows_what_the_program_prints() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "key-release.md").read_text()
+    shown = json.loads(page.split("```json\n")[1].split("```")[0])
+    rules = policy(
+        role=f"arn:aws:iam::{ACCOUNT}:role/cloister-replica", owner=f"arn:aws:iam::{ACCOUNT}:role/cloister-owner",
+        pcr0=shown["Statement"][1]["Condition"]["StringEqualsIgnoreCase"]["kms:RecipientAttestation:PCR0"],
+        pcr8=shown["Statement"][1]["Condition"]["StringEqualsIgnoreCase"]["kms:RecipientAttestation:PCR8"],
+        model="notes",
+    )  # fmt: skip
+    assert shown == rules.document()
+    for statement in [*shown["Statement"], *policy().document()["Statement"]]:
+        assert f"`{statement['Sid']}`" in page
