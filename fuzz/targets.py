@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from cryptography.hazmat.primitives.asymmetric import rsa
+
 from cloister.api import requests, sse
 from cloister.channel import challenge, chunked, hpke, ohttp
 from cloister.channel.bundle import Bundle
@@ -17,6 +19,9 @@ from cloister.channel.receipt import Receipt
 from cloister.client.appraisal import verify_bundle
 from cloister.enclave.engine import gguf
 from cloister.enclave.engine.pipe import Kind, Unpacker, pack
+from cloister.enclave.release import credentials
+from cloister.enclave.release.cms import Envelope
+from cloister.platforms.qemu_nitro.kms import envelope
 from cloister.policy.document import Policy
 from cloister.policy.draft import draft
 from cloister.policy.verdict import Verdict
@@ -131,6 +136,11 @@ def _events(data: bytes) -> None:
     sse.Decoder().push(data)
 
 
+RECIPIENT = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+CREDENTIALS = (
+    b'{"AccessKeyId":"ASIAEXAMPLE000000001","SecretAccessKey":"wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY",'
+    b'"Token":"IQoJb3JpZ2luX2VjE","Expiration":"2026-06-01T12:00:00Z"}'
+)
 RESPONSE = bhttp.encode_head(200, (("a", "b"),)) + bhttp.encode_content(b"content") + bhttp.encode_end((("c", "d"),))
 REQUEST = bhttp.Request(method="POST", path="/v1/x", headers=(("a", "b"),), content=b"{}", trailers=(("c", "d"),))
 CHAT = b'{"messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}],"stop":["x"],"temperature":0.5}'
@@ -140,6 +150,11 @@ RECEIPT = Receipt(
 ).sign(KEY.receipt_key)  # fmt: skip
 
 TARGETS: tuple[Target, ...] = (
+    Target(
+        "cms", lambda: [envelope.seal(bytes(32), RECIPIENT.public_key())],
+        lambda data: void(Envelope.parse(data).open(RECIPIENT)),
+    ),
+    Target("aws-credentials", lambda: [CREDENTIALS], lambda data: void(credentials.decode(data))),
     Target("cbor", lambda: [ATTESTER.attest(b"", None)], lambda data: void(cbor.loads(data, "x", limit=1 << 16))),
     Target("cose", lambda: [ATTESTER.attest(b"", None)], lambda data: void(cose.Sign1.parse(data, "x", limit=1 << 16))),
     Target("nitro", lambda: [ATTESTER.attest(b"u" * 32, b"n" * 32)], _document),

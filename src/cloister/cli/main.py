@@ -8,6 +8,7 @@ from cloister import __version__
 from cloister.cli.chat import chat
 from cloister.cli.connect import connect
 from cloister.cli.demo import demo
+from cloister.cli.policy_kms import app as policy
 from cloister.cli.relay import relay
 from cloister.cli.serve import serve
 from cloister.cli.verify import verify
@@ -31,12 +32,13 @@ def _version(wanted: bool) -> None:
 def options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
-    """Exit codes: 0 done, 2 usage, 3 malformed, 4 not genuine, 5 refused, 6 undecided, 7 channel, 9 engine."""
+    """Exit codes: 0 done, 2 usage, 3 malformed, 4 forged, 5 refused, 6 undecided, 7 channel, 8 denied, 9 engine."""
     del version
 
 
 for verb in (demo, verify, chat, connect, serve, relay):
     app.command()(verb)
+app.add_typer(policy)
 
 
 def main() -> None:

@@ -19,6 +19,8 @@ PROTECTED = cbor2.dumps({1: -35})
 LEAF_LIFE = timedelta(hours=3)
 MODULE_ID = "i-00000000000000000-enc0000000000000000"
 REGISTERS = 16
+#: The most bytes that the Nitro security module takes in each field of a request.
+LIMITS = {"user_data": 512, "nonce": 512, "public_key": 1024}
 
 
 def sign(payload: bytes, key: ec.EllipticCurvePrivateKey, *, protected: bytes = PROTECTED) -> bytes:
@@ -38,30 +40,44 @@ class SimulatedNitro:
         root: SimulatedRoot,
         pcrs: Mapping[int, bytes],
         *,
+        module_id: str = MODULE_ID,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._root = root
         self._pcrs = {index: pcrs.get(index, bytes(48)) for index in range(REGISTERS)}
+        self.module_id = module_id
         self._clock = clock
         self._lock = threading.Lock()
         self._chain: list[Issued] = []
 
     def attest(self, user_data: bytes, nonce: bytes | None) -> bytes:
         """A signed document; sizes are limited as the Nitro security module limits them, else UndecidedError."""
-        if len(user_data) > 512 or (nonce is not None and len(nonce) > 512):
-            raise UndecidedError("the attester refused the request: user_data and nonce hold at most 512 bytes")
+        return self.document(self._pcrs, user_data=user_data, nonce=nonce)
+
+    def document(
+        self,
+        pcrs: Mapping[int, bytes],
+        *,
+        user_data: bytes | None = None,
+        nonce: bytes | None = None,
+        public_key: bytes | None = None,
+    ) -> bytes:
+        """A signed document that states `pcrs` as they are now; the same limits and error as `attest`."""
+        for name, value in (("user_data", user_data), ("nonce", nonce), ("public_key", public_key)):
+            if value is not None and len(value) > LIMITS[name]:
+                raise UndecidedError(f"the attester refused the request: {name} holds at most {LIMITS[name]} bytes")
         with self._lock:
             now = self._clock()
             *bundle, leaf = self._certificates(now)
         payload = cbor2.dumps(
             {
-                "module_id": MODULE_ID,
+                "module_id": self.module_id,
                 "digest": "SHA384",
                 "timestamp": int(now.timestamp() * 1000),
-                "pcrs": self._pcrs,
+                "pcrs": dict(pcrs),
                 "certificate": leaf.der,
                 "cabundle": [self._root.issued.der, *(issued.der for issued in bundle)],
-                "public_key": None,
+                "public_key": public_key,
                 "user_data": user_data,
                 "nonce": nonce,
             }
@@ -78,6 +94,6 @@ class SimulatedNitro:
                     f"SIMULATED {name}", issuer, start=start, life=timedelta(days=life), ca=True, path_length=2 - depth
                 )
                 chain.append(issuer)
-            leaf = issue(f"SIMULATED {MODULE_ID}", issuer, start=start, life=LEAF_LIFE, ca=False)
+            leaf = issue(f"SIMULATED {self.module_id}", issuer, start=start, life=LEAF_LIFE, ca=False)
             self._chain = [*chain, leaf]
         return self._chain
