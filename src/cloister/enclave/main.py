@@ -85,10 +85,14 @@ async def run(
     on_progress: OnProgress | None = None,
     on_ready: Callable[[Ready], None] | None = None,
     stop: asyncio.Event | None = None,
+    listener: socket.socket | None = None,
 ) -> None:
-    """Start, serve until SIGINT, SIGTERM or `stop`, end; raises UsageError, ModelLoadError or UndecidedError."""
+    """Start, serve until SIGINT, SIGTERM or `stop`, end; raises UsageError, ModelLoadError or UndecidedError.
+
+    A `listener` of any stream family (vsock) takes the place of the configuration's address, and is closed at the end.
+    """
     # 1. The configuration was checked when it was made; the address is the only part that can still fail.
-    listener = _listen(config.host, config.port)
+    listener = listener if listener is not None else _listen(config.host, config.port)
     leave_no_dump()
     engine = LlamaEngine(config.engine)
     async with contextlib.AsyncExitStack() as stack:

@@ -4,6 +4,8 @@
 set -eu
 export PATH=/usr/sbin:/usr/bin HOME=/work LC_ALL=C.UTF-8 SOURCE_DATE_EPOCH=0
 export KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970' KBUILD_BUILD_USER=cloister KBUILD_BUILD_HOST=cloister KBUILD_BUILD_VERSION=1
+# Debian makes this link when it installs, which nobody did here.
+ln -sf gawk /usr/bin/awk
 cd /work
 mkdir linux out
 tar xf /usr/src/linux-source-6.12.tar.xz -C linux --strip-components=1

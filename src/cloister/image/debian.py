@@ -130,8 +130,8 @@ def fetch(lock: Lock) -> Iterator[tuple[Package, Path]]:
         yield package, cache.download(sources, package.sha256, what=f"{package.name} {package.version}")
 
 
-def members(package: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """What a .deb installs, in its order: a tar member (name relative, without `./`) and a regular file's bytes.
+def members(package: Path) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:
+    """What a .deb installs, in its order: a relative name, the tar member, and a file's bytes (hard links too).
 
     Directories that a merged system links (`/bin`, `/lib`, `/lib64`, `/sbin`) are renamed into `usr/`. Raises MalformedError.
     """
@@ -139,28 +139,21 @@ def members(package: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
         if file.read(8) != b"!<arch>\n":
             raise MalformedError("not a Debian package")
         while header := file.read(60):
-            name, size = header[:16].strip().rstrip(b"/"), header[48:58].strip()
+            part, size = header[:16].strip().rstrip(b"/"), header[48:58].strip()
             if header[58:] != b"`\n" or not size.isdigit():
                 raise MalformedError("the Debian package is damaged")
             data = file.read(int(size))
             file.read(int(size) % 2)
-            if name.startswith(b"data.tar"):
+            if part.startswith(b"data.tar"):
                 break
         else:
             raise MalformedError("the Debian package holds no data")
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         for member in archive:
-            name_ = merged(member.name)
-            if not name_:
-                continue
-            if member.islnk():
-                content = archive.extractfile(member)
-                target = archive.getmember(member.linkname)
-                member.type, member.mode = tarfile.REGTYPE, target.mode
-            else:
-                content = archive.extractfile(member) if member.isfile() else None
-            member.name = name_
-            yield member, content.read() if content is not None else b""
+            name = merged(member.name)
+            if name:
+                content = archive.extractfile(member) if member.isfile() or member.islnk() else None
+                yield name, member, content.read() if content is not None else b""
 
 
 def merged(name: str) -> str:
@@ -182,15 +175,15 @@ def unpack(lock: Lock, name: str, *, only: Iterable[str] | None = None) -> Path:
         for package, file in fetch(lock):
             if wanted is not None and package.name not in wanted:
                 continue
-            for member, data in members(file):
-                target = folder / member.name
+            for path, member, data in members(file):
+                target = folder / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if member.isdir():
                     target.mkdir(exist_ok=True)
                 elif member.issym():
                     target.unlink(missing_ok=True)
                     target.symlink_to(member.linkname)
-                elif member.isfile():
+                elif member.isfile() or member.islnk():
                     target.unlink(missing_ok=True)
                     target.write_bytes(data)
                     target.chmod(member.mode & 0o777)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import cbor2
@@ -76,20 +76,20 @@ class Image:
         """Raises NotGenuineError unless the signature section signs this image's PCR0 (and there is one)."""
         if not self.signature:
             raise NotGenuineError("the image is not signed", hint="Build it with [nitro] signing_key and certificate.")
-        certificate, signed = _signature(self.signature)
+        certificate, message = _signature(self.signature)
         key = certificate.public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _ALGORITHMS:
             raise NotGenuineError("the image's signing key is not on P-256, P-384 or P-521")
         algorithm, digest, size = _ALGORITHMS[key.curve.name]
-        if signed.protected_header != {1: algorithm} or len(signed.signature) != 2 * size:
+        if message.protected_header != {1: algorithm} or len(message.signature) != 2 * size:
             raise NotGenuineError("the image's signature names another algorithm than its certificate has")
         number = int.from_bytes
-        signature = encode_dss_signature(number(signed.signature[:size], "big"), number(signed.signature[size:], "big"))
+        signature = encode_dss_signature(number(message.signature[:size], "big"), number(message.signature[size:], "big"))
         try:
-            key.verify(signature, signed.to_be_signed(), ec.ECDSA(digest))
+            key.verify(signature, message.to_be_signed(), ec.ECDSA(digest))
         except InvalidSignature:
             raise NotGenuineError("the image's signature does not verify") from None
-        if signed.payload != _pcr0_payload(self.measurements()[0]):
+        if message.payload != _pcr0_payload(self.measurements()[0]):
             raise NotGenuineError("the image's signature is over another PCR0", hint="The image was changed after signing.")
 
 
@@ -168,8 +168,8 @@ def parse(data: bytes) -> Image:
     )
 
 
-def sign(image: Image, key_pem: bytes, certificate_pem: bytes) -> bytes:
-    """The signature section over the image's PCR0 (COSE_Sign1); raises UsageError for keys that do not fit.
+def signed(image: Image, key_pem: bytes, certificate_pem: bytes) -> Image:
+    """The image with a signature over its PCR0 (COSE_Sign1); raises UsageError for keys that do not fit.
 
     ECDSA is deterministic here (RFC 6979), so that two builds give the same bytes.
     """
@@ -187,9 +187,10 @@ def sign(image: Image, key_pem: bytes, certificate_pem: bytes) -> bytes:
     protected, payload = cbor2.dumps({1: algorithm}), _pcr0_payload(values[0])
     structure = cbor2.dumps(["Signature1", protected, b"", payload])
     r, s = decode_dss_signature(key.sign(structure, ec.ECDSA(digest, deterministic_signing=True)))
-    signed = cbor2.dumps([protected, {}, payload, r.to_bytes(size, "big") + s.to_bytes(size, "big")])
+    message = cbor2.dumps([protected, {}, payload, r.to_bytes(size, "big") + s.to_bytes(size, "big")])
     # AWS's tools write byte vectors as arrays of integers.
-    return cbor2.dumps([{"signing_certificate": list(certificate_pem), "signature": list(signed)}])
+    section = cbor2.dumps([{"signing_certificate": list(certificate_pem), "signature": list(message)}])
+    return replace(image, signature=section)
 
 
 def _pcr0_payload(pcr0: bytes) -> bytes:
@@ -200,14 +201,14 @@ def _signature(section: bytes) -> tuple[x509.Certificate, cose.Sign1]:
     outer = cbor.loads(section, "image signature", limit=MAX_SIGNATURE_SECTION)
     if not isinstance(outer, list) or len(outer) != 1 or not isinstance(outer[0], dict):
         raise MalformedError("the image's signature section does not hold one signature")
-    pem, signed = _octets(outer[0].get("signing_certificate")), _octets(outer[0].get("signature"))
+    pem, message = _octets(outer[0].get("signing_certificate")), _octets(outer[0].get("signature"))
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         # A certificate that parses lazily fails here and not later.
         certificate.public_key()
     except Exception:  # noqa: BLE001 - the library raises several kinds for odd certificates
         raise MalformedError("the image's signing certificate is not readable") from None
-    return certificate, cose.Sign1.parse(signed, "image signature", limit=MAX_SIGNATURE_SECTION)
+    return certificate, cose.Sign1.parse(message, "image signature", limit=MAX_SIGNATURE_SECTION)
 
 
 def _octets(value: object) -> bytes:

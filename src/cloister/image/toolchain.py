@@ -48,7 +48,7 @@ def run(work: Path, command: Sequence[str], *, timeout: float) -> None:
     except subprocess.TimeoutExpired:
         raise UndecidedError(f"compiling did not end within {timeout:.0f} s") from None
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        reason = " / ".join(done.stderr.strip().splitlines()[-6:]) or "no reason given"
         raise UndecidedError(f"compiling failed: {reason}", hint="Without root, user namespaces must be allowed.")
 
 

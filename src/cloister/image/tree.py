@@ -31,15 +31,15 @@ class Tree:
 
     def directory(self, name: str, mode: int = 0o755) -> None:
         """Add a directory."""
-        self._put(name, Entry(stat.S_IFDIR | mode))
+        self.put(name, Entry(stat.S_IFDIR | mode))
 
     def file(self, name: str, data: bytes, mode: int = 0o644) -> None:
         """Add a regular file."""
-        self._put(name, Entry(stat.S_IFREG | mode, data))
+        self.put(name, Entry(stat.S_IFREG | mode, data))
 
     def link(self, name: str, target: str) -> None:
         """Add a symbolic link."""
-        self._put(name, Entry(stat.S_IFLNK | 0o777, target.encode("utf-8")))
+        self.put(name, Entry(stat.S_IFLNK | 0o777, target.encode("utf-8")))
 
     def remove(self, name: str) -> None:
         """Remove a name and everything under it; no error when it is missing."""
@@ -49,7 +49,8 @@ class Tree:
     def __iter__(self) -> Iterator[tuple[str, Entry]]:
         return iter(sorted(self.entries.items()))
 
-    def _put(self, name: str, entry: Entry) -> None:
+    def put(self, name: str, entry: Entry) -> None:
+        """Add an entry under a name."""
         name = name.strip("/")
         parts = name.split("/")
         if not name or any(part in ("", ".", "..") for part in parts) or "\n" in name:

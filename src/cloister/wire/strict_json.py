@@ -79,6 +79,10 @@ class Fields:
         self._seen.add(name)
         return name in self._members
 
+    def is_null(self, name: str) -> bool:
+        """Is the member there, and null?"""
+        return self._get(name) is None
+
     def text(self, name: str, *, limit: int = 1024) -> str:
         """A string of at most `limit` characters."""
         value = self._get(name)
