@@ -5,12 +5,14 @@ from __future__ import annotations
 import typer
 
 from cloister import __version__
+from cloister.cli.build import build, image
 from cloister.cli.chat import chat
 from cloister.cli.connect import connect
 from cloister.cli.demo import demo
 from cloister.cli.policy_kms import app as policy
 from cloister.cli.relay import relay
 from cloister.cli.serve import serve
+from cloister.cli.up import down, lab, logs, status, up
 from cloister.cli.verify import verify
 
 app = typer.Typer(
@@ -36,9 +38,10 @@ def options(
     del version
 
 
-for verb in (demo, verify, chat, connect, serve, relay):
+for verb in (demo, verify, chat, connect, serve, relay, build, up, status, logs, down, lab):
     app.command()(verb)
 app.add_typer(policy)
+app.add_typer(image, name="image")
 
 
 def main() -> None:

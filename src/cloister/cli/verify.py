@@ -6,27 +6,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
-import httpx2
 import typer
 
 from cloister.channel.bundle import MAX_BUNDLE
 from cloister.cli import show
 from cloister.client.appraisal import verify_bundle
-from cloister.client.session import OuterRequest, Session
-from cloister.client.transport import parse_address
-from cloister.errors import CloisterError, UndecidedError, UsageError
+from cloister.client.fetch import challenge
+from cloister.errors import CloisterError, RefusedError, UsageError
 from cloister.policy.verdict import Verdict
+from cloister.wire import strict_json
 from cloister.wire.strict_json import decode_base64url
 
-
-def _fetch(url: str, request: OuterRequest) -> tuple[int, bytes]:
-    target = parse_address(url).join(request.path)
-    try:
-        with httpx2.Client(timeout=15) as client:
-            response = client.request(request.method, target, headers=dict(request.headers), content=request.body)
-    except httpx2.TransportError as error:
-        raise UndecidedError(f"the replica cannot be reached ({type(error).__name__})") from None
-    return response.status_code, response.content
+MAX_MEASUREMENTS = 1024 * 1024
 
 
 @show.guarded
@@ -36,6 +27,9 @@ def verify(
     json: Annotated[bool, typer.Option("--json", help="The verdict as JSON on standard output.")] = False,
     save: Annotated[Path | None, typer.Option(help="Keep the received bundle in this file.")] = None,
     nonce: Annotated[str | None, typer.Option(help="For a saved bundle: the nonce it must answer (base64url).")] = None,
+    measurements: Annotated[
+        Path | None, typer.Option(help="measurements.json of a build: the registers must be these too.")
+    ] = None,
     at: Annotated[str | None, typer.Option(help="For a saved bundle: the time of the check (ISO 8601).")] = None,
 ) -> None:
     """Appraise a replica's evidence, check by check. Exit code 0 only if the policy accepts it."""
@@ -44,15 +38,10 @@ def verify(
         if target.startswith(("http://", "https://")):
             if nonce is not None or at is not None:
                 raise UsageError("--nonce and --at are for saved bundles", hint="A live check makes its own.")
-            request = Session(document).challenge()
-            status, data = _fetch(target, request)
-            if status != 200 or len(data) > MAX_BUNDLE:
-                raise UndecidedError(
-                    f"the replica gave no evidence (HTTP {status})", hint="Is this the address of a Cloister replica?"
-                )
+            data, asked = challenge(target, document, limit=MAX_BUNDLE)
             if save is not None:
                 save.write_bytes(data)
-            verdict = verify_bundle(data, document, now=datetime.now(UTC), nonce=request.nonce).verdict
+            verdict = verify_bundle(data, document, now=datetime.now(UTC), nonce=asked).verdict
         else:
             given = decode_base64url(nonce, "--nonce") if nonce is not None else None
             verdict = verify_bundle(
@@ -63,6 +52,21 @@ def verify(
             _print(error.verdict, as_json=json)
         raise
     _print(verdict, as_json=json)
+    if measurements is not None:
+        _compare(verdict, _read(measurements))
+
+
+def _compare(verdict: Verdict, data: bytes) -> None:
+    """Raises RefusedError unless the evidence has every register that a build predicted."""
+    fields = strict_json.Fields(strict_json.loads(data, "measurements", limit=MAX_MEASUREMENTS), "measurements")
+    predicted = fields.member("measurements")
+    attested = verdict.measurements or {}
+    differing = [name for name in sorted(predicted.names()) if attested.get(name.lower()) != predicted.text(name)]
+    if differing or not predicted.names():
+        raise RefusedError(
+            f"the evidence has other registers than the build: {', '.join(differing) or 'it names none'}",
+            hint="Another image runs there than the one you built.",
+        )
 
 
 def _print(verdict: Verdict, *, as_json: bool) -> None:

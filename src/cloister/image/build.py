@@ -79,7 +79,9 @@ def build(config: ImageConfig, out: Path, *, lock_file: Path | None = None) -> B
 def read_lock(file: Path | None) -> debian.Lock:
     """The given lock, or the one that comes with this version of the package."""
     try:
-        data = file.read_bytes() if file else resources.files("cloister.image").joinpath("rootfs.lock.json").read_bytes()
+        data = (
+            file.read_bytes() if file else resources.files("cloister.image").joinpath("rootfs.lock.json").read_bytes()
+        )
     except OSError as error:
         raise UsageError(f"cannot read the lock file: {error.strerror}") from None
     return debian.Lock.from_json(data)
@@ -129,7 +131,8 @@ def _kernel(config: ImageConfig) -> tuple[bytes, bytes | None, bytes]:
         return file.read_bytes(), module.read_bytes() if module.exists() else None, init
     except OSError as error:
         raise UsageError(
-            f"cannot read the kernel {file}: {error.strerror}", hint="Install aws-nitro-enclaves-cli-devel for AWS's kernel."
+            f"cannot read the kernel {file}: {error.strerror}",
+            hint="Install aws-nitro-enclaves-cli-devel for AWS's kernel.",
         ) from None
 
 

@@ -146,7 +146,7 @@ def load(path: Path) -> ImageConfig:
     if (config.signing_key is None) != (config.certificate is None):
         raise UsageError("nitro.signing_key and nitro.certificate go together")
     if isinstance(config.model, SealedModel) and config.release is None:
-        raise UsageError("a sealed model needs [release]: who gives its key?", hint="service = \"aws-kms\" or \"kbs\".")
+        raise UsageError("a sealed model needs [release]: who gives its key?", hint='service = "aws-kms" or "kbs".')
     return config
 
 
@@ -203,7 +203,9 @@ def _model(table: _Table, folder: Path) -> ModelInImage | SealedModel:
     except (ValueError, UnsupportedAlgorithm):
         owner = None
     if not isinstance(owner, Ed25519PublicKey):
-        raise UsageError("model.owner must be a file with an Ed25519 public key in PEM", hint="cloister seal makes one.")
+        raise UsageError(
+            "model.owner must be a file with an Ed25519 public key in PEM", hint="cloister seal makes one."
+        )
     sealed = table.get("sealed", str)
     if not NAME.fullmatch(sealed):
         raise UsageError("model.sealed must be lower-case letters, digits, dot, dash, underscore")

@@ -109,7 +109,12 @@ def resolve(suite: str, names: Sequence[str], *, dependencies: bool = False, ess
         archive, path = re.sub(r"^https?://[^/]+/", "", unquote(url)).split("/", 1)
         packages.append(
             Package(
-                name=name, version=version, archive=archive, path=path, size=int(size), sha256=digest.removeprefix("SHA256:")
+                name=name,
+                version=version,
+                archive=archive,
+                path=path,
+                size=int(size),
+                sha256=digest.removeprefix("SHA256:"),
             )
         )
     packages.sort(key=lambda package: package.name)
@@ -199,7 +204,13 @@ def _object(value: object, what: str) -> strict_json.Fields:
 
 def _private_apt(folder: Path, suite: str) -> dict[str, str]:
     """An apt of its own for one suite, so that nothing of it reaches the system's."""
-    for each in ("etc/apt/apt.conf.d", "etc/apt/preferences.d", "etc/apt/sources.list.d", "lists/partial", "archives/partial"):
+    for each in (
+        "etc/apt/apt.conf.d",
+        "etc/apt/preferences.d",
+        "etc/apt/sources.list.d",
+        "lists/partial",
+        "archives/partial",
+    ):
         (folder / each).mkdir(parents=True)
     (folder / "status").touch()
     mirror = os.environ.get("CLOISTER_DEBIAN_MIRROR", MIRROR).rstrip("/")

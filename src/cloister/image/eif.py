@@ -84,13 +84,17 @@ class Image:
         if message.protected_header != {1: algorithm} or len(message.signature) != 2 * size:
             raise NotGenuineError("the image's signature names another algorithm than its certificate has")
         number = int.from_bytes
-        signature = encode_dss_signature(number(message.signature[:size], "big"), number(message.signature[size:], "big"))
+        signature = encode_dss_signature(
+            number(message.signature[:size], "big"), number(message.signature[size:], "big")
+        )
         try:
             key.verify(signature, message.to_be_signed(), ec.ECDSA(digest))
         except InvalidSignature:
             raise NotGenuineError("the image's signature does not verify") from None
         if message.payload != _pcr0_payload(self.measurements()[0]):
-            raise NotGenuineError("the image's signature is over another PCR0", hint="The image was changed after signing.")
+            raise NotGenuineError(
+                "the image's signature is over another PCR0", hint="The image was changed after signing."
+            )
 
 
 _ALGORITHMS: dict[str, tuple[int, HashAlgorithm, int]] = {
@@ -127,7 +131,9 @@ def write(image: Image) -> bytes:
 def parse(data: bytes) -> Image:
     """The image in `data`; raises MalformedError. Sections may not overlap, leave gaps or appear twice (ramdisks may)."""
     if len(data) < HEADER.size or data[:4] != MAGIC:
-        raise MalformedError("not an enclave image file", hint="It should have been made by cloister build or nitro-cli.")
+        raise MalformedError(
+            "not an enclave image file", hint="It should have been made by cloister build or nitro-cli."
+        )
     magic, version, flags, memory, cpus, _, count, *rest = HEADER.unpack_from(data)
     if not 2 <= version <= VERSION:
         raise MalformedError(f"enclave image files of version {version} are not known")
@@ -177,7 +183,9 @@ def signed(image: Image, key_pem: bytes, certificate_pem: bytes) -> Image:
         key = load_pem_private_key(key_pem, None)
         certificate = x509.load_pem_x509_certificate(certificate_pem)
     except (ValueError, TypeError):
-        raise UsageError("the signing key or certificate is not readable PEM", hint="The key must not be encrypted.") from None
+        raise UsageError(
+            "the signing key or certificate is not readable PEM", hint="The key must not be encrypted."
+        ) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in _ALGORITHMS:
         raise UsageError("the signing key must be on P-256, P-384 or P-521", hint="AWS recommends P-384.")
     if certificate.public_key() != key.public_key():

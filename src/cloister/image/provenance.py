@@ -43,7 +43,11 @@ def statement(config: ImageConfig, document: Mapping[str, object], bill: Mapping
     components = bill["components"]
     assert isinstance(components, list)
     resolved = [
-        {"name": each["name"], "uri": each.get("purl", each["name"]), "digest": {"sha256": each["hashes"][0]["content"]}}
+        {
+            "name": each["name"],
+            "uri": each.get("purl", each["name"]),
+            "digest": {"sha256": each["hashes"][0]["content"]},
+        }
         for each in components
         if "hashes" in each
     ]

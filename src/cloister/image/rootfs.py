@@ -87,7 +87,9 @@ def wheels() -> list[Path]:
         )  # fmt: skip
         if run.returncode:
             reason = (run.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise UndecidedError(f"pip could not fetch the image's wheels: {reason}", hint="Is the package index reachable?")
+            raise UndecidedError(
+                f"pip could not fetch the image's wheels: {reason}", hint="Is the package index reachable?"
+            )
 
     return sorted(cache.folder("wheels", hashlib.sha256(requirements()).hexdigest(), fill).glob("*.whl"))
 
@@ -95,7 +97,9 @@ def wheels() -> list[Path]:
 def _base(lock: debian.Lock) -> Path:
     """Debian's part and the wheels, compiled; made once for each pair of locks."""
     rules = hashlib.sha256(repr((DROPPED, PACKAGES)).encode("utf-8")).hexdigest()
-    digest = hashlib.sha256((lock.digest + hashlib.sha256(requirements()).hexdigest() + rules).encode("ascii")).hexdigest()
+    digest = hashlib.sha256(
+        (lock.digest + hashlib.sha256(requirements()).hexdigest() + rules).encode("ascii")
+    ).hexdigest()
 
     def fill(folder: Path) -> None:
         tree = Tree()

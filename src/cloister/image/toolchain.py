@@ -54,12 +54,26 @@ def run(work: Path, command: Sequence[str], *, timeout: float) -> None:
 
 def kernel() -> Path:
     """The small kernel (bzImage), compiled once for each fragment and toolchain: some minutes the first time."""
-    return _made("kernel", {"kernel.fragment": None, "build-kernel.sh": None}, ["bash", "/work/build-kernel.sh"], "bzImage", 3600)
+    return _made(
+        "kernel", {"kernel.fragment": None, "build-kernel.sh": None}, ["bash", "/work/build-kernel.sh"], "bzImage", 3600
+    )
 
 
 def init() -> Path:
     """The image's first process, a static program."""
-    command = ["gcc", "-O2", "-static", "-s", "-Wall", "-Wextra", "-Werror", "-Wl,--build-id=none", "-o", "/work/init", "/work/init.c"]
+    command = [
+        "gcc",
+        "-O2",
+        "-static",
+        "-s",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wl,--build-id=none",
+        "-o",
+        "/work/init",
+        "/work/init.c",
+    ]
     return _made("init", {"init.c": None}, command, "init", 300)
 
 

@@ -78,8 +78,9 @@ class NitroSecurityModule:
             ) from None
         except MalformedError:
             raise UndecidedError("the security module's answer is not readable") from None
-        if isinstance(answer, dict) and "Error" in answer:
-            raise UndecidedError(f"the security module refused: {answer['Error']}")
+        match answer:
+            case {"Error": str(word)}:
+                raise UndecidedError(f"the security module refused: {word}")
         return answer
 
     def _exchange(self, request: bytes) -> bytes:

@@ -1,0 +1,47 @@
+"""What the emulation needs that is not in the system: QEMU, the kernel, a SIMULATED root. Made once, kept by digest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+from cloister.image import cache, debian, toolchain
+from cloister.platforms.qemu_nitro.qemu import Qemu
+
+
+def lock() -> debian.Lock:
+    """The pinned QEMU and everything it needs, its C library included."""
+    return debian.Lock.from_json(
+        resources.files("cloister.platforms.qemu_nitro").joinpath("qemu.lock.json").read_bytes()
+    )
+
+
+def qemu() -> Qemu:
+    """Debian's unmodified QEMU, unpacked and run through its own dynamic linker; raises UndecidedError."""
+    system = debian.unpack(lock(), "qemu")
+    libraries = system / "usr/lib/x86_64-linux-gnu"
+    return Qemu(
+        program=(
+            str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries),
+            str(system / "usr/bin/qemu-system-x86_64"),
+        ),
+        module_path=libraries / "qemu",
+        data=(system / "usr/share/qemu", system / "usr/share/seabios"),
+    )  # fmt: skip
+
+
+def simulated_root() -> Path:
+    """Where this user's SIMULATED root lies: whoever can read it can sign any evidence under it."""
+    return cache.home() / "simulated-root.pem"
+
+
+def prepare(say: Callable[[str], None]) -> None:
+    """Fetch and compile everything; raises UsageError or UndecidedError."""
+    say("QEMU: fetching and unpacking")
+    qemu()
+    say("init: compiling")
+    toolchain.init()
+    say("kernel: compiling, once; about four minutes on two cores")
+    toolchain.kernel()
+    say("the lab is ready")
