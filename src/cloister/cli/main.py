@@ -11,6 +11,7 @@ from cloister.cli.connect import connect
 from cloister.cli.demo import demo
 from cloister.cli.policy_kms import app as policy
 from cloister.cli.relay import relay
+from cloister.cli.seal import owner, seal, sealed
 from cloister.cli.serve import serve
 from cloister.cli.up import down, lab, logs, status, up
 from cloister.cli.verify import verify
@@ -38,7 +39,7 @@ def options(
     del version
 
 
-for verb in (demo, verify, chat, connect, serve, relay, build, up, status, logs, down, lab):
+for verb in (demo, verify, chat, connect, serve, relay, build, up, status, logs, down, lab, seal, owner, sealed):
     app.command()(verb)
 app.add_typer(policy)
 app.add_typer(image, name="image")

@@ -1,6 +1,6 @@
 """The first code of an enclave after its init: from the measured configuration to `main.run`.
 
-1. read /etc/cloister/replica.json   2. open the vsock listener   3. fetch and open sealed weights, if the model is sealed
+1. read /etc/cloister/replica.json   2. open the vsock listener   3. fetch and open the weights, if sealed
 4. hand over to main.run with the Nitro security module as the attester
 """
 
@@ -9,14 +9,19 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from cloister.channel.keyring import KeySchedule
-from cloister.enclave import main, net
+from cloister.enclave import main, model, net
 from cloister.enclave.engine.config import BUNDLED_MODEL, EngineConfig
+from cloister.enclave.release.credentials import from_parent
+from cloister.enclave.release.kms import KmsRelease
 from cloister.errors import MalformedError, UsageError
 from cloister.tee.nitro.attest import NitroSecurityModule
+from cloister.weights.keys import KeyRelease
 from cloister.wire import ports, strict_json
 
 CONFIG = Path("/etc/cloister/replica.json")
@@ -63,27 +68,27 @@ def read(data: bytes) -> Measured:
     fields = strict_json.Fields(strict_json.loads(data, "replica.json", limit=MAX_CONFIG), "replica.json")
     if fields.text("schema") != SCHEMA:
         raise MalformedError("replica.json: another schema", hint="Image and package are of different versions.")
-    model = fields.member("model")
-    if model.has("bundled"):
+    chosen = fields.member("model")
+    if chosen.has("bundled"):
         weights: Path | Sealed = BUNDLED_MODEL
-    elif model.has("file"):
-        weights = Path(model.text("file"))
+    elif chosen.has("file"):
+        weights = Path(chosen.text("file"))
     else:
         weights = Sealed(
-            name=model.text("sealed"),
-            owner=model.octets("owner", size=32),
-            minimum_version=model.integer("minimum_version"),
+            name=chosen.text("sealed"),
+            owner=chosen.octets("owner", size=32),
+            minimum_version=chosen.integer("minimum_version"),
         )
     measured = Measured(
         name=fields.text("name"),
         model=weights,
-        model_id=model.text("id", limit=128) if model.has("id") else None,
+        model_id=chosen.text("id", limit=128) if chosen.has("id") else None,
         engine=_numbers(fields.member("engine")),
         keys=_numbers(fields.member("keys")),
         egress=tuple(str(each) for each in fields.array("egress", limit=64)),
         release=_release(fields),
     )
-    model.done()
+    chosen.done()
     fields.done()
     return measured
 
@@ -122,18 +127,46 @@ def listen(port: int = ports.GATEWAY) -> socket.socket:
 def start(measured: Measured, say: Callable[[str], None]) -> None:
     """Run the replica that `measured` describes until it ends; raises whatever a step raises."""
     attester = NitroSecurityModule()
-    model = measured.model
-    if isinstance(model, Sealed):
-        raise UsageError("sealed weights are not supported by this image")
-    config = main.ReplicaConfig(
-        engine=EngineConfig(model=model, model_id=measured.model_id, **measured.engine),
-        schedule=KeySchedule(**measured.keys),
-    )
+    listener = listen()
+    engine = EngineConfig(model_id=measured.model_id, model=BUNDLED_MODEL, **measured.engine)
+    if isinstance(measured.model, Sealed):
+        opened = open_sealed(measured, measured.model, net.vsock, attester)
+        say(f"opened sealed weights {measured.model.name} version {opened.manifest.version}")
+        engine = replace(engine, model=Path(opened.path), model_sha256=opened.manifest.sha256, one_copy=True)
+    else:
+        engine = replace(engine, model=measured.model)
+    config = main.ReplicaConfig(engine=engine, schedule=KeySchedule(**measured.keys))
 
     def on_ready(ready: main.Ready) -> None:
         say(f"serving {ready.info.model_id} on vsock port {ready.port}, configuration {ready.config_sha256}")
 
-    asyncio.run(main.run(config, attester, on_ready=on_ready, listener=listen()))
+    asyncio.run(main.run(config, attester, on_ready=on_ready, listener=listener))
 
 
-DIAL = net.vsock
+def open_sealed(measured: Measured, sealed: Sealed, dial: net.Dial, module: NitroSecurityModule) -> model.Opened:
+    """Fetch the sealed weights through the parent and open them with the key that the service releases."""
+    return model.fetch(
+        dial,
+        f"{sealed.name}.sealed",
+        model=sealed.name,
+        owner=Ed25519PublicKey.from_public_bytes(sealed.owner),
+        minimum_version=sealed.minimum_version,
+        release=key_release(measured, dial, module),
+    )
+
+
+def key_release(measured: Measured, dial: net.Dial, module: NitroSecurityModule) -> KeyRelease:
+    """The service that the measured configuration names; raises UsageError when there is none."""
+    release = measured.release
+    if release is None or release.service != "aws-kms":
+        raise UsageError(
+            "the image names no key-release service that this version has", hint="[release] in cloister.toml"
+        )
+    return KmsRelease(
+        dial,
+        region=release.region,
+        key_arn=release.key,
+        attest=lambda public_key: module.attest(None, None, public_key),
+        credentials=lambda: from_parent(dial),
+        tls_roots=ROOTS.read_text("ascii"),
+    )

@@ -23,6 +23,10 @@ class EngineConfig:
     """
 
     model: Path
+    #: Hex SHA-256 of the file where it is known already (weights that were hashed as they were opened); else it is computed.
+    model_sha256: str | None = None
+    #: Map the file as it is: no second, repacked copy of the weights. Slower by a quarter, half the memory.
+    one_copy: bool = False
     model_id: str | None = None
     context: int = 0
     slots: int = 4
@@ -60,6 +64,7 @@ class EngineConfig:
             threads=self.threads or (1 if tiny else max(1, (os.cpu_count() or 2) - 1)),
             batch=self.batch or (512 if tiny else 128 if header.parameters < 500_000_000 else 64),
             queue=self.queue,
+            one_copy=self.one_copy,
         )
 
 
@@ -73,3 +78,4 @@ class ResolvedConfig:
     threads: int
     batch: int
     queue: int
+    one_copy: bool

@@ -29,6 +29,7 @@ def llama_params(config: Mapping[str, int | str], model_path: str) -> xllamacpp.
     params.embedding = True
     params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     params.fit_params = False
+    params.no_extra_bufts = bool(config["one_copy"])
     # A cached prefix would tell one tenant what it shares with another.
     params.cache_prompt = False
     params.cache_ram_mib = 0

@@ -135,6 +135,8 @@ class LlamaEngine:
         def read() -> tuple[gguf.Header, str]:
             with os.fdopen(os.dup(self._model_fd), "rb") as file:
                 header = gguf.read_header(file, size)
+                if self._config.model_sha256 is not None:
+                    return header, self._config.model_sha256
                 file.seek(0)
                 digest, done = hashlib.sha256(), 0
                 while piece := file.read(8 << 20):
@@ -281,7 +283,9 @@ class LlamaEngine:
             )  # fmt: skip
         reader, self._writer = await asyncio.open_connection(sock=ours)
         resolved = self.resolved
-        config = {name: getattr(resolved, name) for name in ("model_id", "context", "slots", "threads", "batch")}
+        config = {
+            name: getattr(resolved, name) for name in ("model_id", "context", "slots", "threads", "batch", "one_copy")
+        }
         self._send(Kind.CONFIG, 0, json.dumps({**config, "model_fd": self._model_fd}).encode())
         watchdog = asyncio.create_task(self._watch())
         was_ready = False

@@ -1,0 +1,180 @@
+"""Sealed weights from the parent's store into memory that llama.cpp can map: decrypted while they come, never on a disk.
+
+The store is untrusted: what it sends opens under the released key at exactly one place, or the replica does not start.
+A cut stream goes on from the last whole segment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import mmap
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from cloister.enclave.net import Dial
+from cloister.errors import RefusedError, UndecidedError
+from cloister.weights import manifest
+from cloister.weights.keys import KeyRelease
+from cloister.weights.stream import HEADER, SEGMENT, Opener
+from cloister.wire.ports import STORE
+
+#: Attempts in a row that brought no whole segment.
+ATTEMPTS = 5
+BACKOFF_SECONDS = 0.5
+#: The head is asked for in one go; it is shorter.
+HEAD_BYTES = manifest.HEAD.size + manifest.MAX_ENVELOPE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """Weights in a sealed memory file (memfd_create(2)): nobody can write to it any more, this process included."""
+
+    descriptor: int
+    manifest: manifest.Manifest
+
+    @property
+    def path(self) -> str:
+        """What this process can open it by."""
+        return f"/proc/self/fd/{self.descriptor}"
+
+
+def fetch(
+    dial: Dial,
+    name: str,
+    *,
+    model: str,
+    owner: Ed25519PublicKey,
+    minimum_version: int,
+    release: KeyRelease,
+    progress: Callable[[float], None] = lambda _done: None,
+) -> Opened:
+    """Fetch and open `name`; raises RefusedError, NotGenuineError, MalformedError, ReleaseDeniedError or UndecidedError."""
+    head = manifest.read(_whole(dial, name, 0, HEAD_BYTES), owner)
+    described = head.manifest
+    manifest.check(described, model=model, minimum_version=minimum_version)
+    stream_header = _whole(dial, name, head.stream_at, HEADER, exact=True)
+    opener = Opener(release.release(described.key), stream_header, head.associated, described.size)
+    descriptor = os.memfd_create("weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, described.size)
+        with mmap.mmap(descriptor, described.size) as room:
+            digest = _fill(dial, name, head.stream_at, opener, room, progress)
+        if digest != described.sha256:
+            raise RefusedError("the weights have another digest than their owner signed", hint="Seal the model again.")
+        fcntl.fcntl(
+            descriptor,
+            fcntl.F_ADD_SEALS,
+            fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL,
+        )
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return Opened(descriptor=descriptor, manifest=described)
+
+
+def _fill(
+    dial: Dial, name: str, stream_at: int, opener: Opener, room: mmap.mmap, progress: Callable[[float], None]
+) -> str:
+    """Decrypt every segment into place while a second thread hashes the ones before it; hex SHA-256 of the plaintext."""
+    layout, view = opener.layout, memoryview(room)
+    digest = hashlib.sha256()
+    done: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+
+    def hash_behind() -> None:
+        while (index := done.get()) is not None:
+            start, end = layout.plain(index)
+            digest.update(view[start:end])
+
+    hasher = threading.Thread(target=hash_behind, name="weights-digest")
+    hasher.start()
+    try:
+        for index, segment in enumerate(_segments(dial, name, stream_at, opener)):
+            start, end = layout.plain(index)
+            with view[start:end] as target:
+                opener.open_into(index, segment, target)
+            done.put(index)
+            progress((index + 1) / layout.segments)
+    finally:
+        done.put(None)
+        hasher.join()
+        view.release()
+    return digest.hexdigest()
+
+
+def _segments(dial: Dial, name: str, stream_at: int, opener: Opener) -> Iterator[memoryview]:
+    """Every segment's ciphertext in order, over as many connections as it takes; each view is good until the next."""
+    layout, buffer = opener.layout, memoryview(bytearray(SEGMENT))
+    index = failures = 0
+    while index < layout.segments:
+        before = index
+        with contextlib.suppress(OSError, http.client.HTTPException, UndecidedError):
+            with _get(dial, name, stream_at + layout.sealed(index)[0], stream_at + layout.ciphertext) as answer:
+                while index < layout.segments:
+                    start, end = layout.sealed(index)
+                    piece = buffer[: end - start]
+                    if not _read_all(answer, piece):
+                        break
+                    yield piece
+                    index += 1
+        failures = 0 if index > before else failures + 1
+        if failures >= ATTEMPTS:
+            raise UndecidedError(
+                f"the model store stopped after {index} of {layout.segments} segments",
+                hint="Look at the host agent's log.",
+            )
+        if index < layout.segments:
+            time.sleep(BACKOFF_SECONDS * failures)
+
+
+def _read_all(answer: http.client.HTTPResponse, target: memoryview) -> bool:
+    at = 0
+    while at < len(target):
+        size = answer.readinto(target[at:])
+        if not size:
+            return False
+        at += size
+    return True
+
+
+def _whole(dial: Dial, name: str, start: int, size: int, *, exact: bool = False) -> bytes:
+    """Up to `size` bytes from `start`; raises UndecidedError."""
+    reason = "it was cut"
+    for attempt in range(ATTEMPTS):
+        try:
+            with _get(dial, name, start, start + size) as answer:
+                data = answer.read()
+                if len(data) == size or not exact:
+                    return data
+        except UndecidedError as error:
+            reason = error.message
+        except (OSError, http.client.HTTPException) as error:
+            reason = type(error).__name__
+        time.sleep(BACKOFF_SECONDS * attempt)
+    raise UndecidedError(
+        f"the model store does not give {name}: {reason}", hint="Is the sealed file in the store's folder?"
+    )
+
+
+@contextlib.contextmanager
+def _get(dial: Dial, name: str, start: int, end: int) -> Iterator[http.client.HTTPResponse]:
+    """The answer to a range request, on a connection of its own."""
+    connection = http.client.HTTPConnection("parent")
+    connection.sock = dial(STORE)
+    try:
+        connection.request("GET", f"/models/{name}", headers={"Range": f"bytes={start}-{end - 1}"})
+        answer = connection.getresponse()
+        span = answer.getheader("Content-Range", "")
+        if answer.status != 206 or not span.startswith(f"bytes {start}-"):
+            raise UndecidedError(f"the model store answered {answer.status}")
+        yield answer
+    finally:
+        connection.close()
