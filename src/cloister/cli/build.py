@@ -82,8 +82,8 @@ def inspect(
     if json:
         show.print_json(document)
     else:
-        for name, value in document["measurements"].items():  # type: ignore[attr-defined]
-            print(name, value)
+        for index, value in sorted(read.measurements().items()):
+            print(f"PCR{index}", value.hex())
         print("signature:", signed)
         print("command line:", document["cmdline"])
         print(

@@ -9,11 +9,12 @@ from cloister.cli.build import build, image
 from cloister.cli.chat import chat
 from cloister.cli.connect import connect
 from cloister.cli.demo import demo
+from cloister.cli.lab import lab
 from cloister.cli.policy_kms import app as policy
 from cloister.cli.relay import relay
 from cloister.cli.seal import owner, seal, sealed
 from cloister.cli.serve import serve
-from cloister.cli.up import down, lab, logs, status, up
+from cloister.cli.up import down, logs, status, up
 from cloister.cli.verify import verify
 
 app = typer.Typer(
@@ -39,10 +40,11 @@ def options(
     del version
 
 
-for verb in (demo, verify, chat, connect, serve, relay, build, up, status, logs, down, lab, seal, owner, sealed):
+for verb in (demo, verify, chat, connect, serve, relay, build, up, status, logs, down, seal, owner, sealed):
     app.command()(verb)
 app.add_typer(policy)
 app.add_typer(image, name="image")
+app.add_typer(lab, name="lab")
 
 
 def main() -> None:

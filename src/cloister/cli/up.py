@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_module
 import shutil
 import sys
 import time
@@ -24,6 +25,7 @@ from cloister.policy.document import Policy
 from cloister.policy.draft import draft
 
 if TYPE_CHECKING:
+    from cloister.image.build import Built
     from cloister.image.config import ImageConfig
     from cloister.platforms.qemu_nitro.platform import QemuNitro
 
@@ -62,7 +64,7 @@ def up(
     show.simulated_banner()
     started = time.monotonic()
     try:
-        url = _agent(chosen, machine, home, listen, capture)
+        url = _agent(chosen, machine, home, listen, capture, _release(chosen, built, config.parent, home))
         machine.start(launch)
         machine.wait(chosen.name, BOOT_SECONDS, "cloister: serving ")
         measurements = {f"pcr{index}": value.hex() for index, value in built.registers.items()}
@@ -132,14 +134,6 @@ def down(
         shutil.rmtree(folder(name), ignore_errors=True)
 
 
-@show.guarded
-def lab() -> None:
-    """Prepare the emulation once: fetch QEMU, compile kernel and init. Takes some minutes, then is kept."""
-    from cloister.platforms.qemu_nitro import lab as preparation
-
-    preparation.prepare(lambda line: show.stderr.print(Text(line)))
-
-
 def _platform(name: str) -> QemuNitro:
     if name != "qemu-nitro":
         raise UsageError(f"there is no platform {name} for cloister up", hint="qemu-nitro")
@@ -148,12 +142,38 @@ def _platform(name: str) -> QemuNitro:
     return QemuNitro()
 
 
-def _agent(chosen: ImageConfig, machine: QemuNitro, home: Path, listen: str, capture: Path | None) -> str:
+def _release(chosen: ImageConfig, built: Built, project: Path, home: Path) -> list[str]:
+    """For a sealed model: start the project's SIMULATED KMS, allow this build; what the agent has to serve for it."""
+    from cloister.image.config import KmsSettings, SealedModel
+    from cloister.platforms.qemu_nitro.project import HOST, Project
+
+    if not isinstance(chosen.model, SealedModel):
+        return []
+    lab_project = Project(project.absolute())
+    if not isinstance(chosen.release, KmsSettings) or not lab_project.kms.exists():
+        raise UsageError(
+            "a sealed model needs a key-release service, and this folder has no SIMULATED KMS",
+            hint="cloister lab project FOLDER --model FILE makes one.",
+        )
+    port = lab_project.start_kms(Processes(home))
+    lab_project.allow(port, chosen.release.key, built.registers[0].hex())
+    return [
+        f'store = "{lab_project.folder / "store"}"',
+        f'credentials = "{lab_project.write_credentials()}"',
+        f"egress = {json_module.dumps(list(chosen.egress))}",
+        "[resolve]",
+        f'"{HOST}:443" = "127.0.0.1:{port}"',
+    ]
+
+
+def _agent(
+    chosen: ImageConfig, machine: QemuNitro, home: Path, listen: str, capture: Path | None, more: list[str]
+) -> str:
     """Start the parent agent; returns the address for clients."""
     lines = [f'listen = "{listen}"', f'uds = "{machine.uds(chosen.name)}"', "heartbeat = true"]
     if capture is not None:
         lines.append(f'capture = "{capture.absolute()}"')
-    (home / "host.toml").write_text("\n".join(lines) + "\n")
+    (home / "host.toml").write_text("\n".join([*lines, *more]) + "\n")
     words = [sys.executable, "-m", "cloister.host.agent", "--config", str(home / "host.toml")]
     _, host, port = Processes(home).start("agent", words, ready=AGENT_SECONDS).split()
     return f"http://{host}:{port}"
@@ -185,7 +205,7 @@ def _policy(name: str, url: str, measurements: dict[str, str], root: str) -> tup
 
 def _stop(machine: QemuNitro, name: str) -> None:
     machine.stop(name)
-    Processes(folder(name)).stop("agent")
+    Processes(folder(name)).stop("agent", "kms")
 
 
 def _say(line: str, quiet: bool) -> None:

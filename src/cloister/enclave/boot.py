@@ -128,7 +128,7 @@ def start(measured: Measured, say: Callable[[str], None]) -> None:
     """Run the replica that `measured` describes until it ends; raises whatever a step raises."""
     attester = NitroSecurityModule()
     listener = listen()
-    engine = EngineConfig(model_id=measured.model_id, model=BUNDLED_MODEL, **measured.engine)
+    engine = replace(EngineConfig(model=BUNDLED_MODEL, **measured.engine), model_id=measured.model_id)  # type: ignore[arg-type]
     if isinstance(measured.model, Sealed):
         opened = open_sealed(measured, measured.model, net.vsock, attester)
         say(f"opened sealed weights {measured.model.name} version {opened.manifest.version}")
