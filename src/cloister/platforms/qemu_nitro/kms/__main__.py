@@ -53,7 +53,9 @@ def main() -> int:
     except (OSError, ValueError, KeyError, TypeError) as error:
         parser.error(f"a file given is missing or not what it should be ({type(error).__name__})")
     names = ("localhost", "127.0.0.1", f"kms.{options.region}.amazonaws.com")
-    tls.make(options.state, names)
+    # Images measure the authority: it has to outlive a restart.
+    if not (options.state / tls.SERVER).exists():
+        tls.make(options.state, names)
     service = Service(store, anchor, region=options.region, account=options.account)
     listener = socket.create_server((host, int(port)))
     config = uvicorn.Config(

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 AUTHORITY, SERVER, KEY = "ca.pem", "server.pem", "server-key.pem"
-LIFE = timedelta(days=90)
+LIFE = timedelta(days=366)
 
 
 def make(folder: Path, names: Sequence[str], *, now: datetime | None = None) -> None:
