@@ -103,14 +103,23 @@ def status(json: Annotated[bool, typer.Option("--json", help="As JSON on standar
         running = machine.find(name)
         if running is not None:
             agent = Processes(folder(name)).alive("agent")
-            rows.append({"name": name, "state": running.state, "cid": running.cid, "memory_mib": running.memory_mib,
-                         "agent": agent, "measurements": dict(running.measurements), "simulated": True})  # fmt: skip
+            rows.append(
+                {
+                    "name": name,
+                    "state": running.state,
+                    "cid": running.cid,
+                    "memory_mib": running.memory_mib,
+                    "agent": agent,
+                    "measurements": dict(running.measurements),
+                    "simulated": True,
+                }
+            )
     if json:
         show.print_json({"schema": "cloister-status/1", "enclaves": rows})
         return
     for row in rows:
-        agent = "agent runs" if row["agent"] else "agent is DOWN: clients cannot reach it"
-        print(row["name"], row["state"], f"cid {row['cid']}", f"{row['memory_mib']} MiB", agent, "SIMULATED")
+        reach = "agent runs" if row["agent"] else "agent is DOWN: clients cannot reach it"
+        print(row["name"], row["state"], f"cid {row['cid']}", f"{row['memory_mib']} MiB", reach, "SIMULATED")
 
 
 @show.guarded
@@ -180,7 +189,7 @@ def _agent(
 
 
 def _policy(name: str, url: str, measurements: dict[str, str], root: str) -> tuple[str, VerifiedKey]:
-    """Appraise what serves at `url` by the build's measurements alone; then a policy that pins model and configuration too."""
+    """Appraise what serves at `url` by the build's measurements alone; then pin model and configuration too."""
     written = draft(
         name=name, measurements=measurements, model_sha256=_ZERO, config_sha256=_ZERO, simulated_root_pem=root
     )

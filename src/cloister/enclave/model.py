@@ -1,4 +1,4 @@
-"""Sealed weights from the parent's store into memory that llama.cpp can map: decrypted while they come, never on a disk.
+"""Sealed weights from the parent's store into memory that llama.cpp maps: decrypted as they come, never on a disk.
 
 The store is untrusted: what it sends opens under the released key at exactly one place, or the replica does not start.
 A cut stream goes on from the last whole segment.
@@ -57,7 +57,7 @@ def fetch(
     release: KeyRelease,
     progress: Callable[[float], None] = lambda _done: None,
 ) -> Opened:
-    """Fetch and open `name`; raises RefusedError, NotGenuineError, MalformedError, ReleaseDeniedError or UndecidedError."""
+    """Fetch and open `name`; raises RefusedError, NotGenuineError, MalformedError, ReleaseDeniedError, UndecidedError."""
     head = manifest.read(_whole(dial, name, 0, HEAD_BYTES), owner)
     described = head.manifest
     manifest.check(described, model=model, minimum_version=minimum_version)
@@ -84,7 +84,7 @@ def fetch(
 def _fill(
     dial: Dial, name: str, stream_at: int, opener: Opener, room: mmap.mmap, progress: Callable[[float], None]
 ) -> str:
-    """Decrypt every segment into place while a second thread hashes the ones before it; hex SHA-256 of the plaintext."""
+    """Decrypt every segment into place while a second thread hashes those before; hex SHA-256 of the plaintext."""
     layout, view = opener.layout, memoryview(room)
     digest = hashlib.sha256()
     done: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -116,15 +116,18 @@ def _segments(dial: Dial, name: str, stream_at: int, opener: Opener) -> Iterator
     index = failures = 0
     while index < layout.segments:
         before = index
-        with contextlib.suppress(OSError, http.client.HTTPException, UndecidedError):
-            with _get(dial, name, stream_at + layout.sealed(index)[0], stream_at + layout.ciphertext) as answer:
-                while index < layout.segments:
-                    start, end = layout.sealed(index)
-                    piece = buffer[: end - start]
-                    if not _read_all(answer, piece):
-                        break
-                    yield piece
-                    index += 1
+        first = stream_at + layout.sealed(index)[0]
+        with (
+            contextlib.suppress(OSError, http.client.HTTPException, UndecidedError),
+            _get(dial, name, first, stream_at + layout.ciphertext) as answer,
+        ):
+            while index < layout.segments:
+                start, end = layout.sealed(index)
+                piece = buffer[: end - start]
+                if not _read_all(answer, piece):
+                    break
+                yield piece
+                index += 1
         failures = 0 if index > before else failures + 1
         if failures >= ATTEMPTS:
             raise UndecidedError(

@@ -41,7 +41,7 @@ class Built:
 
 
 def build(config: ImageConfig, out: Path, *, lock_file: Path | None = None) -> Built:
-    """Build into the folder `out`; the same inputs give the same bytes. Raises UsageError, UndecidedError, MalformedError."""
+    """Build into `out`; the same inputs give the same bytes. Raises UsageError, UndecidedError, MalformedError."""
     lock = read_lock(lock_file)
     tree = rootfs.build(config, lock)
     image = assemble(config, tree)

@@ -113,7 +113,7 @@ class ImageConfig:
 
 
 def load(path: Path) -> ImageConfig:
-    """Read and check a `cloister.toml`; paths in it are relative to it. Raises UsageError that names the wrong place."""
+    """Read and check a `cloister.toml`; its paths are relative to it. Raises UsageError that names the wrong place."""
     try:
         document = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Debian packages by digest: a lock says which, any mirror may serve them, nothing is installed and no script of theirs runs.
+"""Debian packages by digest: a lock says which, any mirror may serve them, nothing is installed, no script runs.
 
 Only making a lock (`resolve`) needs apt: it checks the archive's signatures. Afterwards a package is its SHA-256.
 """
@@ -138,7 +138,7 @@ def fetch(lock: Lock) -> Iterator[tuple[Package, Path]]:
 def members(package: Path) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:
     """What a .deb installs, in its order: a relative name, the tar member, and a file's bytes (hard links too).
 
-    Directories that a merged system links (`/bin`, `/lib`, `/lib64`, `/sbin`) are renamed into `usr/`. Raises MalformedError.
+    Directories that a merged system links (`/bin`, `/lib`, `/lib64`, `/sbin`) move into `usr/`. Raises MalformedError.
     """
     with package.open("rb") as file:
         if file.read(8) != b"!<arch>\n":
@@ -162,7 +162,7 @@ def members(package: Path) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:
 
 
 def merged(name: str) -> str:
-    """A package's path on a system whose /bin, /lib, /lib64 and /sbin are links into /usr; empty for the root itself."""
+    """A package's path on a system whose /bin, /lib, /lib64, /sbin are links into /usr; empty for the root."""
     name = name.removeprefix("./").strip("/")
     if name == ".":
         return ""
@@ -170,7 +170,7 @@ def merged(name: str) -> str:
 
 
 def unpack(lock: Lock, name: str, *, only: Iterable[str] | None = None) -> Path:
-    """All packages of a lock unpacked into one folder of the cache (made once); a system to `chroot` into or to run from."""
+    """All packages of a lock unpacked into one folder of the cache, once: a system to `chroot` into or to run from."""
     wanted = None if only is None else set(only)
 
     def fill(folder: Path) -> None:
@@ -221,8 +221,9 @@ def _private_apt(folder: Path, suite: str) -> dict[str, str]:
         sources.append(f"deb {options} {mirror}/debian-security {suite}-security main")
     (folder / "etc/apt/sources.list").write_text("\n".join(sources) + "\n")
     (folder / "apt.conf").write_text(
-        f'Dir "{folder}";\nDir::State "{folder}";\nDir::State::status "{folder}/status";\nDir::State::lists "{folder}/lists";\n'
-        f'Dir::Cache "{folder}";\nDir::Etc "{folder}/etc/apt";\nAPT::Architecture "amd64";\nAPT::Architectures {{ "amd64"; }};\n'
+        f'Dir "{folder}";\nDir::State "{folder}";\nDir::State::status "{folder}/status";\n'
+        f'Dir::State::lists "{folder}/lists";\nDir::Cache "{folder}";\nDir::Etc "{folder}/etc/apt";\n'
+        'APT::Architecture "amd64";\nAPT::Architectures { "amd64"; };\n'
         'APT::Sandbox::User "";\n'
     )
     return {**os.environ, "APT_CONFIG": str(folder / "apt.conf"), "LC_ALL": "C"}
@@ -231,8 +232,12 @@ def _private_apt(folder: Path, suite: str) -> dict[str, str]:
 def _apt(environment: dict[str, str], *arguments: str) -> str:
     run = subprocess.run(  # noqa: S603 - apt with our own words; package names were checked by apt
         ["apt-get", "-qq", *arguments],  # noqa: S607 - wherever the system keeps it
-        env=environment, check=False, capture_output=True, text=True, cwd=environment["APT_CONFIG"].rpartition("/")[0],
-    )  # fmt: skip
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=environment["APT_CONFIG"].rpartition("/")[0],
+    )
     if run.returncode:
         reason = (run.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise UndecidedError(f"apt could not answer: {reason}", hint="Is the Debian mirror reachable?")

@@ -1,8 +1,9 @@
 """Enclave Image Files (EIF version 4): read, write, sign, verify, measure.
 
 All integers are big endian; layout after aws-nitro-enclaves-image-format `defs`. A file is a header of 548 bytes
-(magic `.eif`, u16 version, u16 flags, u64 default memory, u64 default CPUs, u16 reserved, u16 section count, u64 offsets[32],
-u64 sizes[32], u32 unused, u32 CRC32 of all but itself), then sections, each u16 type, u16 flags, u64 size and its bytes.
+(magic `.eif`, u16 version, u16 flags, u64 default memory, u64 default CPUs, u16 reserved, u16 section count,
+u64 offsets[32], u64 sizes[32], u32 unused, u32 CRC32 of all but itself), then sections, each u16 type, u16 flags,
+u64 size and its bytes.
 """
 
 from __future__ import annotations
@@ -121,20 +122,31 @@ def write(image: Image) -> bytes:
     sizes = [len(data) for _, data in sections]
     padding = [0] * (MAX_SECTIONS - len(sections))
     header = HEADER.pack(
-        MAGIC, VERSION, int(image.arm64), image.default_memory, image.default_cpus, 0, len(sections),
-        *offsets, *padding, *sizes, *padding, 0, 0,
-    )  # fmt: skip
+        MAGIC,
+        VERSION,
+        int(image.arm64),
+        image.default_memory,
+        image.default_cpus,
+        0,
+        len(sections),
+        *offsets,
+        *padding,
+        *sizes,
+        *padding,
+        0,
+        0,
+    )
     body = b"".join(SECTION.pack(kind, 0, len(data)) + data for kind, data in sections)
     return header[:_CRC_AT] + struct.pack(">I", zlib.crc32(body, zlib.crc32(header[:_CRC_AT]))) + body
 
 
 def parse(data: bytes) -> Image:
-    """The image in `data`; raises MalformedError. Sections may not overlap, leave gaps or appear twice (ramdisks may)."""
+    """The image in `data`; raises MalformedError. Sections may not overlap, leave gaps or, but for ramdisks, repeat."""
     if len(data) < HEADER.size or data[:4] != MAGIC:
         raise MalformedError(
             "not an enclave image file", hint="It should have been made by cloister build or nitro-cli."
         )
-    magic, version, flags, memory, cpus, _, count, *rest = HEADER.unpack_from(data)
+    _, version, flags, memory, cpus, _, count, *rest = HEADER.unpack_from(data)
     if not 2 <= version <= VERSION:
         raise MalformedError(f"enclave image files of version {version} are not known")
     if not 0 < count <= MAX_SECTIONS:

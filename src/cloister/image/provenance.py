@@ -1,4 +1,4 @@
-"""What went into an image (a CycloneDX bill of materials) and how it came about (an in-toto statement with SLSA provenance)."""
+"""What went into an image (CycloneDX bill of materials) and how it came about (in-toto statement, SLSA provenance)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The root file system of every Cloister image: Debian's Python, hashed wheels, this package's measured part, one configuration.
+"""The root file system of every image: Debian's Python, hashed wheels, this package's measured part, one configuration.
 
-No shell, no package manager, no tools. Byte code is compiled by the image's own Python and checked against its source by
-hash, never by time.
+No shell, no package manager, no tools. Byte code is compiled by the image's own Python and checked against its source
+by hash, never by time.
 """
 
 from __future__ import annotations
@@ -32,18 +32,77 @@ MEASURED = ("wire", "trust", "tee", "channel", "api", "weights", "enclave")
 LEFT_OUT = ("cloister/tee/sim", "cloister/tee/nitro/verify.py", "cloister/tee/nitro/rules.py")
 #: From Debian's packages: what a replica never needs.
 DROPPED = (
-    "etc", "var", "boot", "home", "media", "mnt", "opt", "srv", "root",
-    "usr/share", "usr/sbin", "usr/games", "usr/include", "usr/src", "usr/lib/os-release",
-    f"{LIBRARIES}/gconv", f"{LIBRARIES}/audit", "usr/lib/valgrind", "usr/lib/debug", "usr/lib/locale",
-    *(f"usr/lib/python3.11/{each}" for each in (
-        "test", "idlelib", "tkinter", "turtledemo", "turtle.py", "ensurepip", "lib2to3", "pydoc_data", "pydoc.py", "distutils",
-        "unittest", "venv", "wsgiref", "xmlrpc", "curses", "dbm", "sqlite3", "config-3.11-x86_64-linux-gnu", "pdb.py", "doctest.py",
-        "antigravity.py", "smtplib.py", "smtpd.py", "ftplib.py", "telnetlib.py", "nntplib.py", "poplib.py", "imaplib.py", "mailbox.py",
-    )),
-)  # fmt: skip
+    "etc",
+    "var",
+    "boot",
+    "home",
+    "media",
+    "mnt",
+    "opt",
+    "srv",
+    "root",
+    "usr/share",
+    "usr/sbin",
+    "usr/games",
+    "usr/include",
+    "usr/src",
+    "usr/lib/os-release",
+    f"{LIBRARIES}/gconv",
+    f"{LIBRARIES}/audit",
+    "usr/lib/valgrind",
+    "usr/lib/debug",
+    "usr/lib/locale",
+    *(
+        f"usr/lib/python3.11/{each}"
+        for each in (
+            "test",
+            "idlelib",
+            "tkinter",
+            "turtledemo",
+            "turtle.py",
+            "ensurepip",
+            "lib2to3",
+            "pydoc_data",
+            "pydoc.py",
+            "distutils",
+            "unittest",
+            "venv",
+            "wsgiref",
+            "xmlrpc",
+            "curses",
+            "dbm",
+            "sqlite3",
+            "config-3.11-x86_64-linux-gnu",
+            "pdb.py",
+            "doctest.py",
+            "antigravity.py",
+            "smtplib.py",
+            "smtpd.py",
+            "ftplib.py",
+            "telnetlib.py",
+            "nntplib.py",
+            "poplib.py",
+            "imaplib.py",
+            "mailbox.py",
+        )
+    ),
+)
 #: The roots that AWS services' certificates chain to (Amazon Trust Services), of those that Debian ships.
-AMAZON_ROOTS = ("Amazon_Root_CA_1", "Amazon_Root_CA_2", "Amazon_Root_CA_3", "Amazon_Root_CA_4", "Starfield_Services_Root_Certificate_Authority_-_G2")  # fmt: skip
-_PLATFORMS = ("manylinux_2_36_x86_64", "manylinux_2_35_x86_64", "manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")  # fmt: skip
+AMAZON_ROOTS = (
+    "Amazon_Root_CA_1",
+    "Amazon_Root_CA_2",
+    "Amazon_Root_CA_3",
+    "Amazon_Root_CA_4",
+    "Starfield_Services_Root_Certificate_Authority_-_G2",
+)
+_PLATFORMS = (
+    "manylinux_2_36_x86_64",
+    "manylinux_2_35_x86_64",
+    "manylinux_2_34_x86_64",
+    "manylinux_2_28_x86_64",
+    "manylinux_2_17_x86_64",
+    "manylinux2014_x86_64",
+)
 
 
 def build(config: ImageConfig, lock: debian.Lock) -> Tree:
@@ -79,12 +138,36 @@ def wheels() -> list[Path]:
         platforms = [word for each in _PLATFORMS for word in ("--platform", each)]
         run = subprocess.run(  # noqa: S603 - pip of this very Python
             [
-                sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps", "--require-hashes",
-                "--only-binary", ":all:", "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3",
-                "--abi", "none", *platforms, "-d", str(folder), "-r", str(folder / "requirements.txt"),
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "-q",
+                "--disable-pip-version-check",
+                "--no-deps",
+                "--require-hashes",
+                "--only-binary",
+                ":all:",
+                "--python-version",
+                "3.11",
+                "--implementation",
+                "cp",
+                "--abi",
+                "cp311",
+                "--abi",
+                "abi3",
+                "--abi",
+                "none",
+                *platforms,
+                "-d",
+                str(folder),
+                "-r",
+                str(folder / "requirements.txt"),
             ],
-            check=False, capture_output=True, text=True,
-        )  # fmt: skip
+            check=False,
+            capture_output=True,
+            text=True,
+        )
         if run.returncode:
             reason = (run.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise UndecidedError(
@@ -176,12 +259,35 @@ def _compile(base: Path, root: Path, folders: tuple[str, ...]) -> None:
     linker = base / LIBRARIES / "ld-linux-x86-64.so.2"
     run = subprocess.run(  # noqa: S603 - the image's Python, on our own folder
         [
-            str(linker), "--library-path", str(base / LIBRARIES), str(base / PYTHON), "-S", "-m", "compileall", "-q", "-f", "-j", "1",
-            "--invalidation-mode", "checked-hash", "-s", str(root), "-p", "/", *(str(root / each) for each in folders),
+            str(linker),
+            "--library-path",
+            str(base / LIBRARIES),
+            str(base / PYTHON),
+            "-S",
+            "-m",
+            "compileall",
+            "-q",
+            "-f",
+            "-j",
+            "1",
+            "--invalidation-mode",
+            "checked-hash",
+            "-s",
+            str(root),
+            "-p",
+            "/",
+            *(str(root / each) for each in folders),
         ],
-        check=False, capture_output=True, text=True,
-        env={"PYTHONHOME": str(base / "usr"), "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"},
-    )  # fmt: skip
+        check=False,
+        capture_output=True,
+        text=True,
+        env={
+            "PYTHONHOME": str(base / "usr"),
+            "PYTHONHASHSEED": "0",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "LC_ALL": "C.UTF-8",
+        },
+    )
     if run.returncode:
         reason = (run.stderr.strip().splitlines() or run.stdout.strip().splitlines() or ["no reason given"])[-1]
         raise UndecidedError(f"the image's byte code could not be compiled: {reason}")
@@ -219,7 +325,7 @@ def _from_folder(folder: Path) -> Tree:
             path = Path(at) / name
             relative = path.relative_to(folder).as_posix()
             if path.is_symlink():
-                tree.link(relative, os.readlink(path))
+                tree.link(relative, str(path.readlink()))
             elif path.is_dir():
                 tree.directory(relative)
             else:

@@ -1,7 +1,7 @@
 """Compile what an image needs that is not a package (kernel, init) with a compiler that is pinned like everything else.
 
-Debian's packages are unpacked into the cache and entered with chroot in a mount namespace of its own; without root, in a
-user namespace. Nothing is installed on this machine.
+Debian's packages are unpacked into the cache and entered with chroot in a mount namespace of its own; without root, in
+a user namespace. Nothing is installed on this machine.
 """
 
 from __future__ import annotations
@@ -43,8 +43,11 @@ def run(work: Path, command: Sequence[str], *, timeout: float) -> None:
     try:
         done = subprocess.run(  # noqa: S603 - our own command inside our own folder
             ["unshare", "--mount", *mapped, "bash", "-c", _ENTER, "enter", str(root), str(work), *command],  # noqa: S607
-            check=False, capture_output=True, text=True, timeout=timeout,
-        )  # fmt: skip
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
     except subprocess.TimeoutExpired:
         raise UndecidedError(f"compiling did not end within {timeout:.0f} s") from None
     if done.returncode:

@@ -1,6 +1,6 @@
 """A root file system in memory, and its deterministic forms: a newc cpio archive, a tar layer, a manifest.
 
-Names are relative POSIX paths; owners are root, times are zero, order is by name: nothing of the building machine gets in.
+Names are relative POSIX paths; owners are root, times are zero, order is by name: nothing of the machine gets in.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def tar(tree: Tree) -> bytes:
 def manifest(tree: Tree) -> bytes:
     """What `init` checks before it starts anything, a line for each entry, in order of name.
 
-    `f SHA256 NAME`, `l SHA256-OF-TARGET NAME`, `d - NAME`; then `end COUNT`, so that a cut manifest is not taken for a short one.
+    `f SHA256 NAME`, `l SHA256-OF-TARGET NAME`, `d - NAME`; then `end COUNT`, so that a cut manifest is no short one.
     """
     lines = []
     for name, entry in tree:

@@ -45,9 +45,13 @@ class Processes:
         with log.open("ab") as errors, out.open("wb") as output:
             try:
                 process = subprocess.Popen(  # noqa: S603 - our own programs
-                    list(words), stdin=subprocess.DEVNULL, stdout=output, stderr=errors, start_new_session=True,
+                    list(words),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=errors,
+                    start_new_session=True,
                     env=dict(environment) if environment is not None else None,
-                )  # fmt: skip
+                )
             except OSError as error:
                 raise UsageError(f"cannot start {name}: {error.strerror}") from None
         (self._folder / f"{name}.pid").write_text(f"{process.pid} {_started(process.pid)}")
@@ -92,7 +96,7 @@ class Processes:
 
 
 def _started(pid: int) -> str:
-    """When a process started, in clock ticks since boot; empty when it is gone or only waits for its parent (proc(5))."""
+    """When a process started, in ticks since boot; empty when it is gone or only waits for its parent (proc(5))."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
     try:

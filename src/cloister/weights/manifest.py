@@ -1,7 +1,7 @@
 """The signed head of a sealed container: which model, which version, whose, under which wrapped key.
 
-File: magic (8 bytes) ‖ u32 length ‖ DSSE envelope ‖ stream (`stream.py`), whose associated data is SHA-256 of the signed
-payload: neither half can be exchanged. The envelope is in-toto's DSSE v1 with one Ed25519 signature over
+File: magic (8 bytes) ‖ u32 length ‖ DSSE envelope ‖ stream (`stream.py`), whose associated data is SHA-256 of the
+signed payload: neither half can be exchanged. The envelope is in-toto's DSSE v1 with one Ed25519 signature over
 PAE(type, payload) (github.com/secure-systems-lab/dsse, protocol.md).
 """
 

@@ -1,8 +1,8 @@
 """Encrypted segments, each openable by itself: Tink's streaming AEAD, key type AES256_GCM_HKDF_1MB.
 
-Source: developers.google.com/tink/streaming-aead/aes_gcm_hkdf_streaming. A ciphertext is a header (one byte 40, a salt of 32
-bytes, a nonce prefix of 7), then segments of 1 MiB, the first shorter by the header, each ending in a tag of 16 bytes. A
-segment's nonce is prefix ‖ u32 index ‖ 1 for the last and 0 for the others: order, place and end are authenticated.
+Source: developers.google.com/tink/streaming-aead/aes_gcm_hkdf_streaming. A ciphertext is a header (one byte 40, a salt
+of 32 bytes, a nonce prefix of 7), then segments of 1 MiB, the first shorter by the header, each ending in a tag of 16
+bytes. A segment's nonce is prefix ‖ u32 index ‖ 1 for the last and 0 for the others: order, place and end are authenticated.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Opener(_Cipher):
     """Decrypts segments in any order."""
 
     def open_into(self, index: int, ciphertext: memoryview, target: memoryview) -> None:
-        """One segment into `target`, which has exactly the plaintext's length; raises RefusedError and leaves it unspecified."""
+        """One segment into `target`, which has exactly the plaintext's length; raises RefusedError."""
         try:
             self._aead.decrypt_into(self._nonce(index), ciphertext, None, target)
         except (InvalidTag, ValueError):

@@ -23,7 +23,7 @@ class EngineConfig:
     """
 
     model: Path
-    #: Hex SHA-256 of the file where it is known already (weights that were hashed as they were opened); else it is computed.
+    #: Hex SHA-256 of the file where it is known already (hashed while it was opened); else it is computed.
     model_sha256: str | None = None
     #: Map the file as it is: no second, repacked copy of the weights. Slower by a quarter, half the memory.
     one_copy: bool = False

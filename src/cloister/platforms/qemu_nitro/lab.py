@@ -23,12 +23,14 @@ def qemu() -> Qemu:
     libraries = system / "usr/lib/x86_64-linux-gnu"
     return Qemu(
         program=(
-            str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries),
+            str(libraries / "ld-linux-x86-64.so.2"),
+            "--library-path",
+            str(libraries),
             str(system / "usr/bin/qemu-system-x86_64"),
         ),
         module_path=libraries / "qemu",
         data=(system / "usr/share/qemu", system / "usr/share/seabios"),
-    )  # fmt: skip
+    )
 
 
 def simulated_root() -> Path:

@@ -61,19 +61,30 @@ class QemuNitro:
         processes.start(
             "nsm",
             [
-                *module, "cloister.platforms.qemu_nitro.nsm_device", "--socket", str(nsm), "--root", str(lab.simulated_root()),
+                *module,
+                "cloister.platforms.qemu_nitro.nsm_device",
+                "--socket",
+                str(nsm),
+                "--root",
+                str(lab.simulated_root()),
                 *(word for index, value in registers.items() for word in ("--pcr", f"{index}={value.hex()}")),
                 *(["--debug"] if launch.debug else []),
             ],
             ready=DEVICE_SECONDS,
-        )  # fmt: skip
+        )
         words = ["--socket", str(vsock), "--uds-path", str(self.uds(launch.name)), "--guest-cid", str(cid)]
         processes.start("vsock", [*module, "cloister.platforms.qemu_nitro.vsock_device", *words], ready=DEVICE_SECONDS)
         program = lab.qemu()
         machine = qemu.Machine(
-            kernel=kernel, initrd=initrd, cmdline=image.cmdline.decode("ascii"), memory_mib=launch.memory_mib, cpus=launch.cpus,
-            vsock_socket=vsock, nsm_socket=nsm, console=home / "console",
-        )  # fmt: skip
+            kernel=kernel,
+            initrd=initrd,
+            cmdline=image.cmdline.decode("ascii"),
+            memory_mib=launch.memory_mib,
+            cpus=launch.cpus,
+            vsock_socket=vsock,
+            nsm_socket=nsm,
+            console=home / "console",
+        )
         (home / "console").unlink(missing_ok=True)
         processes.start("qemu", qemu.argv(program, machine), environment=program.environment())
         names = {} if launch.debug else {f"PCR{index}": value.hex() for index, value in registers.items()}
@@ -113,7 +124,7 @@ class QemuNitro:
         return folder(name) / "v"
 
     def wait(self, name: str, seconds: float, marker: str) -> None:
-        """Until `marker` stands on the console; raises UndecidedError with the guest's last words when it does not come."""
+        """Until `marker` stands on the console; raises UndecidedError with the guest's last words."""
         limit = time.monotonic() + seconds
         while time.monotonic() < limit:
             lines = list(self.console(name)) if (folder(name) / "console").exists() else []

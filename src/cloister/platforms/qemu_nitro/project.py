@@ -79,7 +79,7 @@ class Project:
             f'[image]\nname = "{name}"\n\n[model]\nsealed = "{name}"\nowner = "owner.pub.pem"\n'
             f"minimum_version = {minimum_version}\n\n"
             f'[release]\nservice = "aws-kms"\nregion = "{REGION}"\nkey = "{arn}"\n'
-            f'# The SIMULATED KMS has a certificate authority of its own; leave this out for AWS.\nroots = "kms/ca.pem"\n\n'
+            f'# The SIMULATED KMS has an authority of its own; leave this out for AWS.\nroots = "kms/ca.pem"\n\n'
             f"[nitro]\nmemory_mib = {memory_mib}\ncpus = 1\n"
         )
         return path
@@ -89,9 +89,20 @@ class Project:
         root = self.kms / "attestation-root.pem"
         root.write_text(SimulatedRoot.load_or_create(lab.simulated_root()).pem)
         words = [
-            sys.executable, "-m", "cloister.platforms.qemu_nitro.kms", "--state", str(self.kms), "--root", str(root),
-            "--identities", str(self.kms / "identities.json"), "--region", REGION, "--account", ACCOUNT,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "cloister.platforms.qemu_nitro.kms",
+            "--state",
+            str(self.kms),
+            "--root",
+            str(root),
+            "--identities",
+            str(self.kms / "identities.json"),
+            "--region",
+            REGION,
+            "--account",
+            ACCOUNT,
+        ]
         ready = json.loads(processes.start("kms", words, ready=KMS_SECONDS))
         return int(str(ready["url"]).rpartition(":")[2])
 

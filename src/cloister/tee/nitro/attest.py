@@ -39,7 +39,7 @@ class NitroSecurityModule:
         self._lock = threading.Lock()
 
     def attest(self, user_data: bytes | None, nonce: bytes | None, public_key: bytes | None = None) -> bytes:
-        """A signed attestation document (COSE_Sign1); raises UndecidedError with the module's own word for the error."""
+        """A signed attestation document (COSE_Sign1); raises UndecidedError with the module's own word."""
         for name, value, limit in (
             ("user_data", user_data, USER_DATA_BYTES),
             ("nonce", nonce, NONCE_BYTES),

@@ -20,7 +20,7 @@ def extend(content_digest: bytes, register: bytes = bytes(REGISTER_BYTES)) -> by
 def registers(
     kernel: bytes, cmdline: bytes, ramdisks: Sequence[bytes], *, signing_certificate: bytes | None = None
 ) -> dict[int, bytes]:
-    """PCR0 (everything), PCR1 (kernel and boot ramdisk), PCR2 (the other ramdisks) and, signed, PCR8 (certificate DER)."""
+    """PCR0 (everything), PCR1 (kernel, boot ramdisk), PCR2 (other ramdisks) and, signed, PCR8 (certificate DER)."""
     everything, boot, application = hashlib.sha384(), hashlib.sha384(), hashlib.sha384()
     for number, part in enumerate((kernel, cmdline, *ramdisks)):
         everything.update(part)
