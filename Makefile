@@ -4,10 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test check fuzz bench model lock clean
+.PHONY: demo lab test check fuzz bench model lock clean
 
 demo: $(VENV)/.serve
 	$(BIN)/cloister demo
+
+# The emulation of Nitro Enclaves: fetches QEMU, compiles a kernel; minutes once, then kept in ~/.cache/cloister.
+lab: $(VENV)/.serve
+	$(BIN)/cloister lab prepare
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
@@ -47,6 +51,8 @@ lock:
 	$(LOCK) -c requirements/client.txt requirements/serve.in -o requirements/serve.txt
 	$(LOCK) requirements/build.in -o requirements/build.txt
 	$(LOCK) -c requirements/serve.txt -c requirements/build.txt requirements/dev.in -o requirements/dev.txt
+	uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_36 --generate-hashes --no-emit-index-url \
+		--no-header -c requirements/serve.txt requirements/enclave.in -o src/cloister/image/enclave.requirements.txt
 
 clean:
 	rm -rf $(VENV)

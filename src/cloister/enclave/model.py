@@ -57,7 +57,7 @@ def fetch(
     release: KeyRelease,
     progress: Callable[[float], None] = lambda _done: None,
 ) -> Opened:
-    """Fetch and open `name`; raises RefusedError, NotGenuineError, MalformedError, ReleaseDeniedError, UndecidedError."""
+    """Fetch and open `name`; raises Refused-, NotGenuine-, Malformed-, ReleaseDenied- or UndecidedError."""
     head = manifest.read(_whole(dial, name, 0, HEAD_BYTES), owner)
     described = head.manifest
     manifest.check(described, model=model, minimum_version=minimum_version)

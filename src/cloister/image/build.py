@@ -121,9 +121,9 @@ def assemble(config: ImageConfig, tree: Tree) -> eif.Image:
 
 def _kernel(config: ImageConfig) -> tuple[bytes, bytes | None, bytes]:
     """Kernel, NSM module if it needs one, init."""
-    init = toolchain.init().read_bytes()
+    init = toolchain.INIT.make().read_bytes()
     if config.kernel == "small":
-        return toolchain.kernel().read_bytes(), None, init
+        return toolchain.KERNEL.make().read_bytes(), None, init
     folder = AWS_BLOBS if config.kernel == "aws" else Path(config.kernel).parent
     file = folder / "bzImage" if config.kernel == "aws" else Path(config.kernel)
     try:

@@ -64,9 +64,14 @@ def download(sources: Iterable[str], sha256: str, *, what: str) -> Path:
     )
 
 
+def path(name: str, digest: str) -> Path:
+    """Where `folder` keeps it, made or not."""
+    return home() / f"{name}-{digest[:16]}"
+
+
 def folder(name: str, digest: str, fill: Callable[[Path], None]) -> Path:
     """The folder `NAME-DIGEST`, filled once; two that fill it at once do not disturb each other."""
-    target = home() / f"{name}-{digest[:16]}"
+    target = path(name, digest)
     if target.exists():
         return target
     temporary = Path(tempfile.mkdtemp(dir=home(), prefix=".making-"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -107,8 +106,9 @@ _PLATFORMS = (
 
 def build(config: ImageConfig, lock: debian.Lock) -> Tree:
     """The whole tree for one configuration; raises UsageError, UndecidedError or MalformedError."""
-    tree = _from_folder(_base(lock))
-    _add_package(tree)
+    base = _base(lock)
+    tree = _from_folder(base)
+    _add_package(tree, base)
     tree.file("etc/cloister/replica.json", config.replica())
     match config.release:
         case KmsSettings(roots=roots):
@@ -229,7 +229,7 @@ def _add_wheel(tree: Tree, wheel: Path) -> None:
             tree.file(f"{PACKAGES}/{name}", archive.read(item))
 
 
-def _add_package(tree: Tree) -> None:
+def _add_package(tree: Tree, base: Path) -> None:
     """This package's measured part, compiled."""
     source = Path(cloister.__file__).parent
     part = Tree()
@@ -247,7 +247,6 @@ def _add_package(tree: Tree) -> None:
             if stat.S_ISREG(entry.mode):
                 inside.file(f"{PACKAGES}/{name}", entry.data)
         _to_folder(inside, root)
-        base = next(cache.home().glob("rootfs-*"))
         _compile(base, root, (f"{PACKAGES}/cloister",))
         for name, entry in _from_folder(root):
             if stat.S_ISREG(entry.mode):
@@ -331,9 +330,3 @@ def _from_folder(folder: Path) -> Tree:
             else:
                 tree.file(relative, path.read_bytes(), 0o755 if path.stat().st_mode & 0o100 else 0o644)
     return tree
-
-
-def clear() -> None:
-    """Forget the compiled base systems, so that the next build starts from packages."""
-    for folder in cache.home().glob("rootfs-*"):
-        shutil.rmtree(folder)

@@ -10,7 +10,8 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -55,42 +56,54 @@ def run(work: Path, command: Sequence[str], *, timeout: float) -> None:
         raise UndecidedError(f"compiling failed: {reason}", hint="Without root, user namespaces must be allowed.")
 
 
-def kernel() -> Path:
-    """The small kernel (bzImage), compiled once for each fragment and toolchain: some minutes the first time."""
-    return _made(
-        "kernel", {"kernel.fragment": None, "build-kernel.sh": None}, ["bash", "/work/build-kernel.sh"], "bzImage", 3600
-    )
+@dataclass(frozen=True)
+class Product:
+    """One thing to compile: its sources (files of this folder), the command inside the toolchain, what comes out."""
+
+    name: str
+    sources: tuple[str, ...]
+    command: tuple[str, ...]
+    output: str
+    timeout: float
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 over everything that decides the output."""
+        digest = hashlib.sha256("\0".join([lock().digest, *self.command]).encode("utf-8"))
+        for file, data in self._read():
+            digest.update(file.encode("ascii") + b"\0" + hashlib.sha256(data).digest())
+        return digest.hexdigest()
+
+    def ready(self) -> bool:
+        """Was it compiled already?"""
+        return cache.path(self.name, self.digest).exists()
+
+    def make(self) -> Path:
+        """The compiled file, from the cache if it is there; raises UsageError or UndecidedError."""
+
+        def fill(folder: Path) -> None:
+            for file, data in self._read():
+                (folder / file).write_bytes(data)
+            run(folder, self.command, timeout=self.timeout)
+            for each in ("linux", "out"):
+                shutil.rmtree(folder / each, ignore_errors=True)
+
+        return cache.folder(self.name, self.digest, fill) / self.output
+
+    def _read(self) -> list[tuple[str, bytes]]:
+        return [(file, resources.files("cloister.image").joinpath(file).read_bytes()) for file in sorted(self.sources)]
 
 
-def init() -> Path:
-    """The image's first process, a static program."""
-    command = [
-        "gcc",
-        "-O2",
-        "-static",
-        "-s",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-Wl,--build-id=none",
-        "-o",
-        "/work/init",
-        "/work/init.c",
-    ]
-    return _made("init", {"init.c": None}, command, "init", 300)
-
-
-def _made(name: str, inputs: Mapping[str, None], command: list[str], product: str, timeout: float) -> Path:
-    sources = {file: resources.files("cloister.image").joinpath(file).read_bytes() for file in inputs}
-    digest = hashlib.sha256("\0".join([lock().digest, *command]).encode("utf-8"))
-    for file, data in sorted(sources.items()):
-        digest.update(file.encode("ascii") + b"\0" + hashlib.sha256(data).digest())
-
-    def fill(folder: Path) -> None:
-        for file, data in sources.items():
-            (folder / file).write_bytes(data)
-        run(folder, command, timeout=timeout)
-        for each in ("linux", "out"):
-            shutil.rmtree(folder / each, ignore_errors=True)
-
-    return cache.folder(name, digest.hexdigest(), fill) / product
+#: The small kernel: some minutes the first time.
+KERNEL = Product("kernel", ("kernel.fragment", "build-kernel.sh"), ("bash", "/work/build-kernel.sh"), "bzImage", 3600)
+#: The image's first process, a static program.
+INIT = Product(
+    "init",
+    ("init.c",),
+    (
+        "gcc", "-O2", "-static", "-s", "-Wall", "-Wextra", "-Werror", "-Wl,--build-id=none",
+        "-o", "/work/init", "/work/init.c",
+    ),
+    "init",
+    300,
+)  # fmt: skip

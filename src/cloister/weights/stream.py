@@ -2,7 +2,8 @@
 
 Source: developers.google.com/tink/streaming-aead/aes_gcm_hkdf_streaming. A ciphertext is a header (one byte 40, a salt
 of 32 bytes, a nonce prefix of 7), then segments of 1 MiB, the first shorter by the header, each ending in a tag of 16
-bytes. A segment's nonce is prefix ‖ u32 index ‖ 1 for the last and 0 for the others: order, place and end are authenticated.
+bytes. A segment's nonce is prefix ‖ u32 index ‖ 1 for the last and 0 for the others: order, place and end are
+authenticated.
 """
 
 from __future__ import annotations

@@ -38,12 +38,17 @@ def simulated_root() -> Path:
     return cache.home() / "simulated-root.pem"
 
 
+def ready() -> bool:
+    """Is everything there already?"""
+    return toolchain.INIT.ready() and toolchain.KERNEL.ready() and cache.path("qemu", lock().digest).exists()
+
+
 def prepare(say: Callable[[str], None]) -> None:
     """Fetch and compile everything; raises UsageError or UndecidedError."""
     say("QEMU: fetching and unpacking")
     qemu()
     say("init: compiling")
-    toolchain.init()
+    toolchain.INIT.make()
     say("kernel: compiling, once; about four minutes on two cores")
-    toolchain.kernel()
+    toolchain.KERNEL.make()
     say("the lab is ready")
