@@ -111,7 +111,9 @@ def sections(*kinds: int) -> bytes:
     """A file with consistent framing and the given section types, each holding one byte."""
     offsets = [548 + 13 * number for number in range(len(kinds))]
     pad = [0] * (32 - len(kinds))
-    header = struct.pack(">4sHHQQHH32Q32QII", b".eif", 4, 0, 0, 0, 0, len(kinds), *offsets, *pad, *[1] * len(kinds), *pad, 0, 0)
+    header = struct.pack(
+        ">4sHHQQHH32Q32QII", b".eif", 4, 0, 0, 0, 0, len(kinds), *offsets, *pad, *[1] * len(kinds), *pad, 0, 0
+    )
     return with_crc(header + b"".join(struct.pack(">HHQ", kind, 0, 1) + b"x" for kind in kinds))
 
 
@@ -184,7 +186,7 @@ def test_any_signature_section(section: bytes) -> None:
 
 
 def test_keys_that_do_not_fit() -> None:
-    key, certificate = issue(ec.SECP384R1())
+    _, certificate = issue(ec.SECP384R1())
     other, _ = issue(ec.SECP384R1())
     with pytest.raises(UsageError, match="another key"):
         eif.signed(IMAGE, other, certificate)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,10 +129,13 @@ def start(measured: Measured, say: Callable[[str], None]) -> None:
     """Run the replica that `measured` describes until it ends; raises whatever a step raises."""
     attester = NitroSecurityModule()
     listener = listen()
-    engine = replace(EngineConfig(model=BUNDLED_MODEL, **measured.engine), model_id=measured.model_id)  # type: ignore[arg-type]
+    numbers = EngineConfig(model=BUNDLED_MODEL, **measured.engine)  # type: ignore[arg-type]
+    engine = replace(numbers, model_id=measured.model_id)
     if isinstance(measured.model, Sealed):
+        started = time.monotonic()
         opened = open_sealed(measured, measured.model, net.vsock, attester)
-        say(f"opened sealed weights {measured.model.name} version {opened.manifest.version}")
+        took, made = time.monotonic() - started, opened.manifest
+        say(f"opened sealed weights {made.model} version {made.version}: {made.size / 1e6:.1f} MB in {took:.1f} s")
         engine = replace(engine, model=Path(opened.path), model_sha256=opened.manifest.sha256, one_copy=True)
     else:
         engine = replace(engine, model=measured.model)

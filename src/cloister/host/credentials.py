@@ -1,7 +1,7 @@
 """The instance role's credentials for the enclave, which has no network of its own to ask for them.
 
-They are no secret from the parent, and give the enclave nothing that the parent has not: what protects a key is that KMS
-answers only to the attested public key.
+They are no secret from the parent, and give the enclave nothing that the parent has not: what protects a key is that
+KMS answers only to the attested public key.
 """
 
 from __future__ import annotations

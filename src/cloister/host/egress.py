@@ -1,4 +1,4 @@
-"""Egress: the enclave names a host, the agent opens a TCP stream to it if it is listed, then carries bytes it cannot read."""
+"""Egress: the enclave names a host, the agent opens a stream to it if it is listed, and carries what it cannot read."""
 
 from __future__ import annotations
 

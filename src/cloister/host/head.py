@@ -1,4 +1,4 @@
-"""The head of an HTTP/1.1 request from the enclave, strictly (RFC 9112): what the agent's small services need and no more."""
+"""The head of an HTTP/1.1 request from the enclave, strictly (RFC 9112): what the agent's small services need."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from cloister.errors import MalformedError
 HEAD_BYTES = 4096
 _LINE = re.compile(rb"([A-Z]{1,16}) ([!-~]{1,1024}) HTTP/1\.1")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}):[ \t]*([ -~\t]*)")
-REASONS = {200: "OK", 206: "Partial Content", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 416: "Range Not Satisfiable", 502: "Bad Gateway"}  # fmt: skip
+REASONS = {
+    200: "OK",
+    206: "Partial Content",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    416: "Range Not Satisfiable",
+    502: "Bad Gateway",
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,7 @@ class Head:
 
 
 def parse(head: bytes) -> Head:
-    """Parse a head without its empty line; raises MalformedError. A body is never expected, so its fields are refused."""
+    """Parse a head without its empty line; raises MalformedError. A body is never expected: its fields are refused."""
     line, *rest = head.split(b"\r\n")
     match = _LINE.fullmatch(line)
     if match is None or len(head) > HEAD_BYTES:
@@ -43,7 +52,7 @@ def parse(head: bytes) -> Head:
 
 
 async def read(stream: socket.socket) -> Head | None:
-    """The next head on a stream, None at its end; raises MalformedError. Nothing after the head is taken off the stream."""
+    """The next head on a stream, None at its end; raises MalformedError. Nothing after it is taken off the stream."""
     loop = asyncio.get_running_loop()
     got = b""
     while not got.endswith(b"\r\n\r\n"):

@@ -1,4 +1,4 @@
-"""Join two streams: bytes both ways, half-close, back-pressure by never reading what could not be written, time-outs."""
+"""Join two streams: both ways, half-close, back-pressure by never reading what could not be written, time-outs."""
 
 from __future__ import annotations
 
