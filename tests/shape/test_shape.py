@@ -70,7 +70,8 @@ def test_every_module_says_what_it_is_for_and_is_short() -> None:
     for path in SOURCES:
         text = path.read_text()
         assert not text or text.startswith('"""'), path
-        assert len(text.splitlines()) <= 420, path
+        # Longer ones say why, where a reader starts.
+        assert len(text.splitlines()) <= (500 if "\nLong because " in text.split('"""')[1] else 420), path
 
 
 def test_direct_dependencies_are_the_declared_ones() -> None:

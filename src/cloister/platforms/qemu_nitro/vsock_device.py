@@ -3,6 +3,8 @@
 a program connects to `UDS`, writes `CONNECT port` and a newline, and reads `OK n` when the guest accepted (the end of
 the stream when nobody listens there); a guest that connects to port P of CID 3, its parent as on AWS, gets the unix
 socket `UDS_P`, or a reset. `python -m cloister.platforms.qemu_nitro.vsock_device --socket S --uds-path UDS ...`
+
+Long because both directions of a connection's life are one state machine: split, neither half could be read alone.
 """
 
 from __future__ import annotations
