@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cloister.api import requests, sse
 from cloister.channel import challenge, chunked, hpke, ohttp
@@ -17,10 +18,13 @@ from cloister.channel.keyconfig import KeyConfig, decode_key_configs, encode_key
 from cloister.channel.keyring import KeySchedule, ReplicaFacts, make_key
 from cloister.channel.receipt import Receipt
 from cloister.client.appraisal import verify_bundle
+from cloister.enclave import boot
 from cloister.enclave.engine import gguf
 from cloister.enclave.engine.pipe import Kind, Unpacker, pack
 from cloister.enclave.release import credentials
 from cloister.enclave.release.cms import Envelope
+from cloister.host import head
+from cloister.image import debian, eif
 from cloister.platforms.qemu_nitro.kms import envelope
 from cloister.policy.document import Policy
 from cloister.policy.draft import draft
@@ -30,6 +34,8 @@ from cloister.tee.nitro import verify as nitro
 from cloister.tee.sim.attest import SimulatedNitro
 from cloister.tee.sim.root import SimulatedRoot
 from cloister.trust.anchors import Anchor
+from cloister.weights import manifest
+from cloister.weights.keys import WrappedKey
 from cloister.wire import bhttp, cbor, cose, strict_json
 
 
@@ -141,6 +147,16 @@ CREDENTIALS = (
     b'{"AccessKeyId":"ASIAEXAMPLE000000001","SecretAccessKey":"wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY",'
     b'"Token":"IQoJb3JpZ2luX2VjE","Expiration":"2026-06-01T12:00:00Z"}'
 )
+IMAGE_FILE = eif.write(eif.Image(kernel=b"k", cmdline=b"c", ramdisks=(b"a", b"b"), metadata=b"{}"))
+LOCK = debian.Lock(
+    snapshot="20260101T000000Z",
+    packages=(debian.Package(name="a", version="1", archive="debian", path="pool/a", size=1, sha256="0" * 64),),
+)
+OWNER = Ed25519PrivateKey.generate()
+REPLICA = (
+    b'{"schema":"cloister-replica/1","name":"n","model":{"bundled":true},"engine":{"context":256},"keys":{},"egress":[],'
+    b'"release":{"service":"aws-kms","region":"eu-west-1","key":"arn"}}'
+)
 RESPONSE = bhttp.encode_head(200, (("a", "b"),)) + bhttp.encode_content(b"content") + bhttp.encode_end((("c", "d"),))
 REQUEST = bhttp.Request(method="POST", path="/v1/x", headers=(("a", "b"),), content=b"{}", trailers=(("c", "d"),))
 CHAT = b'{"messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}],"stop":["x"],"temperature":0.5}'
@@ -148,6 +164,14 @@ RECEIPT = Receipt(
     kid="k", binding=bytes(32), number=1, request=bytes(32), response=bytes(32), commitment=bytes(32), model="m",
     time=1,
 ).sign(KEY.receipt_key)  # fmt: skip
+
+
+def _sealed_weights() -> list[bytes]:
+    context = manifest.context("m", 1)
+    key = WrappedKey(service="aws-kms", key_id="arn", ciphertext=b"w", context=context)
+    made = manifest.Manifest(model="m", version=1, size=5, sha256="0" * 64, key=key)
+    return [manifest.sign(made, OWNER)]
+
 
 TARGETS: tuple[Target, ...] = (
     Target(
@@ -181,6 +205,11 @@ TARGETS: tuple[Target, ...] = (
     Target("embedding", lambda: [b'{"input":["x"]}'], lambda data: void(requests.parse_embedding(data))),
     Target("sse", lambda: [b"event: error\ndata: {}\r\n\r\n: c\ndata: [DONE]\n\n"], _events),
     Target("gguf", _models, lambda data: void(gguf.read_header(io.BytesIO(data), len(data)))),
+    Target("eif", lambda: [IMAGE_FILE], lambda data: void(eif.parse(data).measurements())),
+    Target("debian-lock", lambda: [LOCK.to_json().encode()], lambda data: void(debian.Lock.from_json(data))),
+    Target("sealed", _sealed_weights, lambda data: void(manifest.read(data, OWNER.public_key()))),
+    Target("replica", lambda: [REPLICA], lambda data: void(boot.read(data))),
+    Target("parent-head", lambda: [b"GET /models/a HTTP/1.1\r\nRange: bytes=0-9"], lambda data: void(head.parse(data))),
     Target("pipe", lambda: [pack(Kind.CHUNK, 7, b"{}") * 3], lambda data: void(Unpacker().push(data))),
 )  # fmt: skip
 

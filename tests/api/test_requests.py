@@ -119,7 +119,10 @@ def test_errors_become_fixed_answers() -> None:
         assert SECRET.encode() not in errors.to_json(answer)
 
 
-@given(st.lists(st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), max_size=30)), st.lists(st.integers(1, 9)))
+@given(
+    st.lists(st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), max_size=30)),
+    st.lists(st.integers(1, 9)),
+)
 def test_events_survive_any_split(texts: list[str], cuts: list[int]) -> None:
     wire = b"".join(sse.event(text.encode()) + b":   \n" for text in texts) + sse.DONE
     decoder, got = sse.Decoder(), []
