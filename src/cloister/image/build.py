@@ -93,11 +93,12 @@ def assemble(config: ImageConfig, tree: Tree) -> eif.Image:
     boot, application = Tree(), Tree()
     boot.directory("dev")
     boot.file("init", init, 0o755)
-    boot.file("manifest", manifest(tree))
     if module is not None:
         boot.file("nsm.ko", module)
     for name, entry in tree:
         application.put(f"rootfs/{name}", entry)
+    # Not in the boot ramdisk: PCR1 stays the same for every image of one kernel and init.
+    application.file("manifest", manifest(tree))
     application.file("cmd", COMMAND)
     application.file("env", ENVIRONMENT)
     compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL, threads=COMPRESSION_THREADS)

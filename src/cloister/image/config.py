@@ -122,7 +122,7 @@ def load(path: Path) -> ImageConfig:
         raise UsageError(f"{path} is not TOML: {error}") from None
     folder = path.parent
     top = _Table(document, "")
-    image, model, nitro = top.table("image"), top.table("model"), top.table("nitro", {})
+    image, model, nitro = top.table("image"), top.table("model", {}), top.table("nitro", {})
     name = image.get("name", str)
     if not NAME.fullmatch(name):
         raise UsageError("image.name must be lower-case letters, digits, dot, dash, underscore")

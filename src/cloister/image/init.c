@@ -4,7 +4,7 @@
  * a parent that gives too little memory gets a tree with holes and the registers of a whole one ("Initramfs unpacking
  * failed" does not stop a kernel, and files keep their full length), so lengths and names would not be enough.
  *
- * Layout (as AWS's own images): ramdisk 0 holds /init, /manifest and optionally /nsm.ko; ramdisk 1 holds /rootfs, /cmd, /env. */
+ * Layout (as AWS's own images): ramdisk 0 holds /init and optionally /nsm.ko; ramdisk 1 holds /rootfs, /cmd, /env, /manifest. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>

@@ -50,9 +50,9 @@ def ramdisks(tree: Tree, listed: bytes) -> bytes:
     boot, application = Tree(), Tree()
     boot.directory("dev")
     boot.file("init", toolchain.INIT.make().read_bytes(), 0o755)
-    boot.file("manifest", listed)
     for name, entry in tree:
         application.put(f"rootfs/{name}", entry)
+    application.file("manifest", listed)
     application.file("cmd", b"/bin/one\n")
     application.file("env", build.ENVIRONMENT)
     return cpio(boot) + zstandard.compress(cpio(application))
