@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1
+from tests.image.test_eif import issue
 
 from cloister.errors import UsageError
 from cloister.image import build, config, eif
 from cloister.platforms.qemu_nitro import lab
-from tests.image.test_eif import issue
 
 needs_toolchain = pytest.mark.skipif(not lab.ready(), reason="the lab is not prepared (make lab): no image is built")
 MINIMAL = '[image]\nname = "notes"\n'
