@@ -13,6 +13,7 @@ import http.client
 import mmap
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from cloister.enclave.net import Dial
 from cloister.errors import RefusedError, UndecidedError
 from cloister.weights import manifest
 from cloister.weights.keys import KeyRelease
-from cloister.weights.stream import HEADER, SEGMENT, Opener
+from cloister.weights.stream import HEADER, SEGMENT, Layout, Opener
 from cloister.wire.ports import STORE
 
 #: Attempts in a row that brought no whole segment.
@@ -32,6 +33,8 @@ ATTEMPTS = 5
 BACKOFF_SECONDS = 0.5
 #: The head is asked for in one go; it is shorter.
 HEAD_BYTES = manifest.HEAD.size + manifest.MAX_ENVELOPE
+
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-\d{1,15}/(\d{1,15})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,9 @@ def fetch(
     head = manifest.read(_whole(dial, name, 0, HEAD_BYTES), owner)
     described = head.manifest
     manifest.check(described, model=model, minimum_version=minimum_version)
-    stream_header = _whole(dial, name, head.stream_at, HEADER, exact=True)
+    # Before the key is asked for: a file with another length cannot open.
+    total = head.stream_at + Layout(described.size).ciphertext
+    stream_header = _whole(dial, name, head.stream_at, HEADER, total=total)
     opener = Opener(release.release(described.key), stream_header, head.associated, described.size)
     descriptor = os.memfd_create("weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -148,15 +153,20 @@ def _read_all(answer: http.client.HTTPResponse, target: memoryview) -> bool:
     return True
 
 
-def _whole(dial: Dial, name: str, start: int, size: int, *, exact: bool = False) -> bytes:
-    """Up to `size` bytes from `start`; raises UndecidedError."""
+def _whole(dial: Dial, name: str, start: int, size: int, *, total: int | None = None) -> bytes:
+    """`size` bytes from `start` of a file of `total` bytes, fewer only where that is unknown; raises UndecidedError.
+
+    A file of another length raises RefusedError.
+    """
     reason = "it was cut"
     for attempt in range(ATTEMPTS):
         try:
-            with _get(dial, name, start, start + size) as answer:
-                data = answer.read()
-                if len(data) == size or not exact:
+            with _get(dial, name, start, start + size, total=total) as answer:
+                data = answer.read(size)
+                # A length is left over where the answer was cut, or is longer than what was asked for.
+                if not answer.length and (len(data) == size or total is None):
                     return data
+                reason = "its answer has another length than was asked for"
         except UndecidedError as error:
             reason = error.message
         except (OSError, http.client.HTTPException) as error:
@@ -168,16 +178,23 @@ def _whole(dial: Dial, name: str, start: int, size: int, *, exact: bool = False)
 
 
 @contextlib.contextmanager
-def _get(dial: Dial, name: str, start: int, end: int) -> Iterator[http.client.HTTPResponse]:
-    """The answer to a range request, on a connection of its own."""
+def _get(
+    dial: Dial, name: str, start: int, end: int, *, total: int | None = None
+) -> Iterator[http.client.HTTPResponse]:
+    """The answer to a range request, on a connection of its own; RefusedError if the file is not `total` bytes long."""
     connection = http.client.HTTPConnection("parent")
     connection.sock = dial(STORE)
     try:
         connection.request("GET", f"/models/{name}", headers={"Range": f"bytes={start}-{end - 1}"})
         answer = connection.getresponse()
-        span = answer.getheader("Content-Range", "")
-        if answer.status != 206 or not span.startswith(f"bytes {start}-"):
-            raise UndecidedError(f"the model store answered {answer.status}")
+        span = _CONTENT_RANGE.fullmatch(answer.getheader("Content-Range", ""))
+        if answer.status != 206 or span is None or int(span[1]) != start:
+            raise UndecidedError(f"the model store answered {answer.status}, not the range that was asked for")
+        if total is not None and int(span[2]) != total:
+            raise RefusedError(
+                f"the sealed file has {span[2]} bytes, by its manifest it has {total}",
+                hint="It was cut, or something was appended: copy it into the store again.",
+            )
         yield answer
     finally:
         connection.close()

@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 import struct
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ MAX_ENVELOPE = 64 * 1024
 PAYLOAD_TYPE = "application/vnd.cloister.sealed-model+json"
 TYPE = "cloister.sealed-model/1"
 MAX_SIZE = 1 << 42
+#: A model's name: part of a file name and of a URL's path, and safe to print.
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,13 +159,17 @@ def _manifest(payload: bytes) -> Manifest:
     )
     key.done()
     manifest = Manifest(
-        model=fields.text("model", limit=128),
+        model=fields.text("model", limit=63),
         version=fields.integer("version"),
         size=fields.integer("size", minimum=1, maximum=MAX_SIZE),
         sha256=fields.text("sha256", limit=64),
         key=wrapped,
     )
     fields.done()
+    if not NAME.fullmatch(manifest.model):
+        raise MalformedError("manifest: model is not a name")
+    if not all(text.isascii() and text.isprintable() for text in (wrapped.service, wrapped.key_id)):
+        raise MalformedError("manifest: the key's service or name is not printable ASCII")
     if len(manifest.sha256) != 64 or set(manifest.sha256) - set("0123456789abcdef"):
         raise MalformedError("manifest: sha256 is not a digest")
     return manifest
