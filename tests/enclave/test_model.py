@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import secrets
 import socket
@@ -18,9 +19,10 @@ from cloister.enclave import boot, model, net
 from cloister.errors import CloisterError, MalformedError, NotGenuineError, RefusedError, UndecidedError
 from cloister.host.agent import Agent, AgentConfig
 from cloister.host.relay import Address
+from cloister.weights import manifest
 from cloister.weights.keys import WrappedKey
 from cloister.weights.seal import seal
-from cloister.weights.stream import SEGMENT
+from cloister.weights.stream import SEGMENT, Sealer
 from cloister.wire.ports import STORE
 
 OWNER, KEY = Ed25519PrivateKey.generate(), secrets.token_bytes(32)
@@ -177,23 +179,20 @@ def test_a_changed_segment(parent: tuple[Path, net.Dial]) -> None:
         fetch(dial)
 
 
-def test_a_truncated_file(parent: tuple[Path, net.Dial], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "BACKOFF_SECONDS", 0)
+@pytest.mark.parametrize("change", [-SEGMENT, -1, 1])
+def test_a_file_of_another_length(parent: tuple[Path, net.Dial], change: int) -> None:
     path, dial = parent
-    os.truncate(path, path.stat().st_size - SEGMENT)
-    with pytest.raises(UndecidedError, match="of 6 segments"):
+    os.truncate(path, path.stat().st_size + change)
+    with pytest.raises(RefusedError, match="by its manifest"):
         fetch(dial)
 
 
-def test_an_owner_who_signs_another_digest(parent: tuple[Path, net.Dial], monkeypatch: pytest.MonkeyPatch) -> None:
-    class Lying:
-        def hexdigest(self) -> str:
-            return "0" * 64
-
+def test_an_owner_who_signs_another_digest(parent: tuple[Path, net.Dial]) -> None:
     path, dial = parent
-    (path.parent / "plain").write_bytes(PLAINTEXT)
-    monkeypatch.setattr("cloister.weights.seal.hashlib.file_digest", lambda file, _: (file.seek(0, 2), Lying())[1])
-    seal(path.parent / "plain", path, model="m", version=2, owner=OWNER, wrapper=Service())
+    key = WrappedKey(service="aws-kms", key_id="arn", ciphertext=b"w", context=manifest.context("m", 2))
+    lie = manifest.Manifest(model="m", version=2, size=4, sha256="0" * 64, key=key)
+    sealer = Sealer(KEY, hashlib.sha256(lie.payload()).digest(), 4)
+    path.write_bytes(manifest.sign(lie, OWNER) + sealer.header + sealer.seal(0, b"text"))
     with pytest.raises(RefusedError, match="another digest"):
         fetch(dial)
 
