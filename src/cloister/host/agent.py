@@ -195,10 +195,10 @@ async def _heartbeat(near: socket.socket, capture: Capture | None) -> None:
 
 async def serve(agent: Agent, address: Address) -> None:
     """Run until SIGINT or SIGTERM."""
-    print("listening", address.host, address.port, flush=True)  # noqa: T201 - the line that whoever started us waits for
     loop, running = asyncio.get_running_loop(), asyncio.create_task(agent.run())
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, running.cancel)
+    print("listening", address.host, address.port, flush=True)  # noqa: T201 - the line that whoever started us waits for
     await asyncio.wait({running})
     if not running.cancelled() and (error := running.exception()) is not None:
         raise error

@@ -14,6 +14,7 @@ from typing import Protocol
 BACKLOG = 1024
 #: `OK ` and a number of ten digits and the newline.
 GREETING_BYTES = 16
+RETRY_SECONDS = 0.01
 
 
 class Vsock(Protocol):
@@ -53,9 +54,7 @@ class HybridVsock:
 
     async def connect(self, port: int) -> socket.socket:
         """A stream to the guest's port; raises OSError when nobody listens there."""
-        stream = await _connected(
-            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK), str(self._path)
-        )
+        stream = await self._stream()
         loop = asyncio.get_running_loop()
         try:
             await loop.sock_sendall(stream, b"CONNECT %d\n" % port)
@@ -71,6 +70,21 @@ class HybridVsock:
             stream.close()
             raise
         return stream
+
+    async def _stream(self) -> socket.socket:
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            # A full queue of a unix listener is EAGAIN at once, and nothing tells when it has room (connect(2)).
+            while True:
+                try:
+                    stream.connect(str(self._path))
+                except BlockingIOError:
+                    await asyncio.sleep(RETRY_SECONDS)
+                else:
+                    return stream
+        except BaseException:
+            stream.close()
+            raise
 
     def listen(self, port: int) -> socket.socket:
         """A listener for the guest's streams to that port; a stale socket of an earlier run is replaced."""
