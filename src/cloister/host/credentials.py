@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from cloister.errors import MalformedError, UndecidedError
+from cloister.errors import UndecidedError
 from cloister.host import head
 from cloister.host.pipe import Capture
 from cloister.host.relay import Address
@@ -84,12 +84,7 @@ class Credentials:
         """One connection of the enclave; never captured, never logged."""
         del capture
         loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(SECONDS):
-                request = await head.read(near)
-        except MalformedError:
-            await loop.sock_sendall(near, head.answer(400))
-            return
+        request = await head.request(near, SECONDS)
         if request is None:
             return
         if (request.method, request.target) != ("GET", "/credentials"):

@@ -8,7 +8,6 @@ import re
 import socket
 from collections.abc import Mapping
 
-from cloister.errors import MalformedError
 from cloister.host import head
 from cloister.host.pipe import CONNECT_SECONDS, Capture, Totals, join
 from cloister.host.relay import Address
@@ -25,12 +24,7 @@ class Egress:
     async def serve(self, near: socket.socket, capture: Capture | None) -> None:
         """One connection of the enclave."""
         loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                request = await head.read(near)
-        except MalformedError:
-            await loop.sock_sendall(near, head.answer(400))
-            return
+        request = await head.request(near, CONNECT_SECONDS)
         if request is None:
             return
         status, far = await self._open(request)

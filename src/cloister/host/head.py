@@ -67,6 +67,16 @@ async def read(stream: socket.socket) -> Head | None:
     return parse(got[:-4])
 
 
+async def request(stream: socket.socket, seconds: float) -> Head | None:
+    """The next head within that time; None at the stream's end, and after a wrong head was answered with 400."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await read(stream)
+    except MalformedError:
+        await asyncio.get_running_loop().sock_sendall(stream, answer(400))
+        return None
+
+
 def answer(status: int, *, fields: dict[str, str] | None = None, body: bytes = b"") -> bytes:
     """A whole answer with that body."""
     lines = [f"HTTP/1.1 {status} {REASONS[status]}"]

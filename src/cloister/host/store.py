@@ -8,7 +8,6 @@ import re
 import socket
 from pathlib import Path
 
-from cloister.errors import MalformedError
 from cloister.host import head
 from cloister.host.pipe import Capture, Totals
 
@@ -25,17 +24,8 @@ class Store:
 
     async def serve(self, near: socket.socket, capture: Capture | None) -> None:
         """One connection of the enclave: requests until it closes."""
-        loop = asyncio.get_running_loop()
         del capture  # what goes out here is the file itself
-        while True:
-            try:
-                async with asyncio.timeout(IDLE_SECONDS):
-                    request = await head.read(near)
-            except MalformedError:
-                await loop.sock_sendall(near, head.answer(400))
-                return
-            if request is None:
-                return
+        while (request := await head.request(near, IDLE_SECONDS)) is not None:
             if not await self._answer(near, request):
                 return
 
