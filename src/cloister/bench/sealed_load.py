@@ -88,10 +88,10 @@ def pipe(dial: net.Dial, file: str) -> int:
 
 
 class Memory:
-    """The largest sum, while the block runs, of private memory over the given processes and the one memory file."""
+    """The largest sum, while the block runs, of the processes' private memory and of the memory files of weights."""
 
-    def __init__(self, processes: Callable[[], list[int]], shared: Callable[[], int]) -> None:
-        self._processes, self._shared = processes, shared
+    def __init__(self, processes: Callable[[], list[int]]) -> None:
+        self._processes = processes
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.peak = 0
@@ -104,9 +104,13 @@ class Memory:
         self._ended.set()
         self._thread.join()
 
+    def now(self) -> int:
+        """Bytes at this moment."""
+        return sum(map(_private, self._processes())) + _memory_files()
+
     def _run(self) -> None:
         while not self._ended.wait(SAMPLE_SECONDS):
-            self.peak = max(self.peak, sum(map(_private, self._processes())) + self._shared())
+            self.peak = max(self.peak, self.now())
 
 
 def _private(pid: int) -> int:
@@ -119,9 +123,16 @@ def _private(pid: int) -> int:
 
 
 def _memory_files() -> int:
-    """Bytes in memory files of the whole machine: read before and after, on a machine that does nothing else."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("Shmem:"))
+    """Bytes in this process's memory files (memfd_create(2)) of weights, mapped or not, each counted once."""
+    sizes: dict[int, int] = {}
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            if str(link.readlink()).startswith("/memfd:weights"):
+                status = link.stat()
+                sizes[status.st_ino] = status.st_blocks * 512
+        except OSError:
+            continue
+    return sum(sizes.values())
 
 
 def run(source: Path, rounds: int) -> dict[str, float]:
@@ -163,15 +174,12 @@ def run(source: Path, rounds: int) -> dict[str, float]:
 
 async def _serve(load: Callable[[], model.Opened]) -> tuple[int, int]:
     """Peak and final bytes over loading, starting the engine on the result and one answer."""
-    before, engines = _memory_files(), list[LlamaEngine]()
+    engines: list[LlamaEngine] = []
 
     def processes() -> list[int]:
         return [os.getpid(), *(engine.pid for engine in engines if engine.pid is not None)]
 
-    def shared() -> int:
-        return max(0, _memory_files() - before)
-
-    with Memory(processes, shared) as memory:
+    with Memory(processes) as memory:
         opened = await asyncio.to_thread(load)
         config = EngineConfig(
             model=Path(opened.path), model_sha256=opened.manifest.sha256, one_copy=True, context=CONTEXT, slots=1
@@ -183,7 +191,7 @@ async def _serve(load: Callable[[], model.Opened]) -> tuple[int, int]:
             await engines[0].call(
                 CompletionRequest(model=None, prompt="a", sampling=sampling, stream=False, include_usage=False)
             )
-            steady = sum(map(_private, processes())) + shared()
+            steady = memory.now()
         finally:
             await engines[0].stop()
             os.close(opened.descriptor)
