@@ -1,7 +1,7 @@
 """What the parent instance is and has free, read from /sys, /dev and nitro-cli; every path hangs under one root.
 
-Sources: Documentation/ABI of Linux for CPU topology, NUMA nodes and huge pages; drivers/virt/nitro_enclaves (the device,
-the CPU pool in /sys/module/nitro_enclaves/parameters/ne_cpus); on Nitro instances DMI names the instance type.
+Sources: Documentation/ABI of Linux (CPU topology, NUMA nodes, huge pages); drivers/virt/nitro_enclaves (the device, the
+CPU pool in /sys/module/nitro_enclaves/parameters/ne_cpus); on Nitro instances DMI names the instance type.
 """
 
 from __future__ import annotations

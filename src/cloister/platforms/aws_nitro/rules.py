@@ -154,8 +154,8 @@ def _ratio(plan: Plan) -> str | None:
 def _weights(plan: Plan) -> str | None:
     if plan.launch.weights and plan.launch.memory_mib < needed_mib(plan):
         return (
-            f"memory_mib is {plan.launch.memory_mib}, the sealed model of {-(-plan.launch.weights // MIB)} MiB, the"
-            f" unpacked image and the runtime need at least {needed_mib(plan)}, and the context's cache on top"
+            f"memory_mib is {plan.launch.memory_mib}, the sealed model of {-(-plan.launch.weights // MIB)} MiB,"
+            f" the unpacked image and the runtime need at least {needed_mib(plan)}, and the context's cache on top"
         )
     return None
 
