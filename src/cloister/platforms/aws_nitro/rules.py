@@ -173,8 +173,8 @@ def _pages(plan: Plan) -> str | None:
     if take(parent.free_pages, plan.launch.memory_mib * MIB) is None:
         free = ", ".join(f"{count} of {size // MIB} MiB" for size, count in sorted(parent.free_pages.items()) if count)
         return (
-            f"memory_mib is {plan.launch.memory_mib}, NUMA node {next(iter(parent.nodes))} of the CPU pool has free huge"
-            f" pages: {free or 'none'}. Raise memory_mib in {RESTART}"
+            f"memory_mib is {plan.launch.memory_mib}, NUMA node {next(iter(parent.nodes))} of the CPU pool has free"
+            f" huge pages: {free or 'none'}. Raise memory_mib in {RESTART}"
         )
     return None
 

@@ -1,0 +1,10 @@
+terraform {
+  # A validation that looks at more than its own variable needs 1.9.
+  required_version = ">= 1.9"
+  required_providers {
+    aws = {
+      source  = "hashicorp/aws"
+      version = ">= 5.80, < 7"
+    }
+  }
+}
