@@ -217,9 +217,7 @@ TARGETS: tuple[Target, ...] = (
     Target("sealed", _sealed_weights, lambda data: void(manifest.read(data, OWNER.public_key()))),
     Target("replica", lambda: [REPLICA], lambda data: void(boot.read(data))),
     Target("parent-head", lambda: [b"GET /models/a HTTP/1.1\r\nRange: bytes=0-9"], lambda data: void(head.parse(data))),
-    Target(
-        "nitro-cli", lambda: [json.dumps([ENCLAVE, ENCLAVE]).encode()], lambda data: void(nitro_cli.parse_describe(data))
-    ),
+    Target("nitro-cli", lambda: [json.dumps([ENCLAVE]).encode()], lambda data: void(nitro_cli.parse_describe(data))),
     Target("nitro-cli-run", lambda: [json.dumps(ENCLAVE).encode()], lambda data: void(nitro_cli.parse_run(data))),
     Target("pipe", lambda: [pack(Kind.CHUNK, 7, b"{}") * 3], lambda data: void(Unpacker().push(data))),
 )  # fmt: skip

@@ -104,7 +104,8 @@ def up(
         measurements = {f"pcr{index}": value.hex() for index, value in built.registers.items()}
         evidence = _evidence(machine, launch, url, _first(chosen.name, measurements, machine.root_pem()))
         policy = None if debug else _policy(chosen.name, evidence, measurements, machine.root_pem())
-    except CloisterError:
+    except BaseException:
+        # An interrupted start must not leave an enclave that nobody verified.
         stop(machine, chosen.name)
         raise
     _say(f"booted{'' if debug else ' and verified'} in {time.monotonic() - started:.1f} s", json)
@@ -190,7 +191,7 @@ def _evidence(machine: Platform, launch: Launch, url: str, first: Policy) -> tup
             return (*challenge(url, first, limit=MAX_BUNDLE), first)
         except UndecidedError as error:
             hint = f"cloister logs {launch.name}"
-            if machine.find(launch.name) is None:
+            if _gone(machine, launch.name):
                 raise UndecidedError(f"the enclave ended: {_last_words(machine, launch.name)}", hint=hint) from None
             if time.monotonic() > limit:
                 raise UndecidedError(
@@ -199,6 +200,14 @@ def _evidence(machine: Platform, launch: Launch, url: str, first: Policy) -> tup
                     hint=hint,
                 ) from None
         time.sleep(POLL_SECONDS)
+
+
+def _gone(machine: Platform, name: str) -> bool:
+    """Is there certainly no such enclave any more? A platform that cannot tell just now has not said so."""
+    try:
+        return machine.find(name) is None
+    except UndecidedError:
+        return False
 
 
 def _last_words(machine: Platform, name: str) -> str:

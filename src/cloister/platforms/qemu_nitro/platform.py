@@ -46,6 +46,8 @@ class QemuNitro:
             broken.append(f"cpus must be from 1 to {os.cpu_count()}")
         if launch.cid is not None and launch.cid < FIRST_CID:
             broken.append(f"cid must be at least {FIRST_CID}")
+        if launch.debug and launch.weights:
+            broken.append("debug mode zeroes PCR0 to PCR2, so no key is released for the sealed model")
         if len(os.fsencode(self.uds(launch.name))) > 90:
             broken.append("the state folder's path is too long for unix sockets: set XDG_STATE_HOME to a shorter one")
         if broken:
