@@ -65,8 +65,10 @@ def up(
     chosen = settings.load(config)
     machine = registry.get(platform)
     home = folder(chosen.name)
-    if (running := machine.find(chosen.name)) is not None:
-        raise UsageError(f"{chosen.name} is {running.state.lower()} already", hint=f"cloister down {chosen.name}")
+    # A platform that cannot tell says why in its preflight.
+    with contextlib.suppress(UndecidedError):
+        if (running := machine.find(chosen.name)) is not None:
+            raise UsageError(f"{chosen.name} is {running.state.lower()} already", hint=f"cloister down {chosen.name}")
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     started = time.monotonic()
     if image is not None:

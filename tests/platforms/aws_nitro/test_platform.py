@@ -252,3 +252,28 @@ def test_unknown_platforms_are_named(instance: Instance) -> None:
         done = instance.cloister(*words)
         assert done.returncode == 2
         assert "aws-nitro, qemu-nitro" in done.stderr
+
+
+def test_an_instance_that_is_not_set_up_is_told_everything_at_once(instance: Instance) -> None:
+    """nitro-cli is there and its allocator never ran: the first failure must not hide the others."""
+    program = instance.home / "bin" / "nitro-cli"
+    program.write_text("#!/bin/sh\necho '[ E07 ] Read from disk failure.' >&2\nexit 7\n")
+    (instance.home / "root/dev/nitro_enclaves").unlink()
+    (instance.home / "root/sys/module/nitro_enclaves/parameters/ne_cpus").write_text("\n")
+    done = instance.up()
+    assert done.returncode == 2
+    for name in ("answers: ", "device: ", "cpus.pool: "):
+        assert name in done.stderr
+    program.unlink()
+    assert "program: nitro-cli is not installed" in instance.up().stderr
+
+
+def test_an_enclave_under_another_name_is_ended(instance: Instance) -> None:
+    program = instance.home / "bin" / "nitro-cli"
+    program.write_text(
+        program.read_text().replace("exec", '[ "$1" = run-enclave ] && set -- "$@" --enclave-name x\nexec')
+    )
+    done = instance.up()
+    assert done.returncode == 6, done.stderr
+    assert "another cid or name" in done.stderr
+    assert instance.enclaves() == []

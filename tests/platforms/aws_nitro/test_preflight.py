@@ -18,6 +18,7 @@ from tests.platforms.aws_nitro.machine import Tree
 from cloister.errors import UsageError
 from cloister.image import eif
 from cloister.platforms.aws_nitro import parent, rules
+from cloister.platforms.aws_nitro.errors import explain
 from cloister.platforms.aws_nitro.nitro_cli import Described, NitroCli
 from cloister.platforms.aws_nitro.platform import AwsNitro
 from cloister.platforms.platform import Launch, Running
@@ -39,6 +40,13 @@ class Cli(NitroCli):
 
     def describe(self) -> tuple[Described, ...]:
         return self._enclaves
+
+
+class Mute(Cli):
+    """Installed, and without its folder of sockets."""
+
+    def describe(self) -> tuple[Described, ...]:
+        raise explain(b"[ E07 ]", 7, None)
 
 
 def enclave(number: int, *cpu_ids: int, name: str = "") -> Described:
@@ -84,6 +92,7 @@ def signed(valid_from: datetime, valid_until: datetime) -> eif.Image:
 DAY = timedelta(days=1)
 CASES: dict[str, tuple[str, Callable[[Path], rules.Plan], str]] = {
     "no program": ("program", lambda at: plan(at, cli=Cli(installed=False)), "dnf install aws-nitro-enclaves-cli"),
+    "no sockets": ("answers", lambda at: plan(at, cli=Mute()), "/run/nitro_enclaves"),
     "no device": ("device", lambda at: plan(at, tree=Tree(device=False)), "enclave_options"),
     "burstable": ("instance", lambda at: plan(at, tree=Tree(instance_type="t3.xlarge")), "m6i.xlarge"),
     "excluded size": ("instance", lambda at: plan(at, tree=Tree(instance_type="m7i.48xlarge")), "m7i.48xlarge"),
@@ -190,7 +199,6 @@ def test_all_at_once_before_anything_starts(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_lowest_free_cid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launch = plan(tmp_path).launch
-    monkeypatch.setattr(NitroCli, "present", lambda self: True)
     monkeypatch.setattr(NitroCli, "describe", lambda self: (enclave(1), enclave(2), enclave(4)))
     assert AwsNitro().settle(replace(launch, cid=None)).cid == 18
     assert AwsNitro().settle(launch) is launch

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cloister.errors import CloisterError
 from cloister.platforms.aws_nitro.nitro_cli import Described, NitroCli
 
 ROOT = Path("/")
@@ -44,6 +45,8 @@ class Parent:
     #: Free huge pages by size in bytes, on the pool's node.
     free_pages: Mapping[int, int] = field(default_factory=dict)
     enclaves: tuple[Described, ...] = ()
+    #: Why nitro-cli could not list them.
+    trouble: str | None = None
 
     @property
     def free_cpus(self) -> int:
@@ -53,13 +56,20 @@ class Parent:
 
 
 def look(cli: NitroCli, root: Path | None = None, *, architecture: str | None = None) -> Parent:
-    """Read everything once; raises only what nitro-cli's own failure raises."""
+    """Read everything once; what cannot be read is for the rules to tell."""
     base = ROOT if root is None else root
     device = base / DEVICE
     pool = _cpu_list(_text(base / POOL))
     nodes = frozenset(node for cpu in pool or () if (node := _node(base, cpu)) is not None)
     present = cli.present()
     vendor = _text(base / VENDOR)
+    enclaves: tuple[Described, ...] = ()
+    trouble: str | None = None
+    if present:
+        try:
+            enclaves = cli.describe()
+        except CloisterError as error:
+            trouble = f"{error.message}: {error.hint}"
     return Parent(
         nitro_cli=present,
         device="missing" if not device.exists() else "open" if os.access(device, os.R_OK | os.W_OK) else "closed",
@@ -71,7 +81,8 @@ def look(cli: NitroCli, root: Path | None = None, *, architecture: str | None = 
         threads_per_core=len(_cpu_list(_text(base / CPUS / "cpu0/topology/thread_siblings_list")) or (0,)),
         nodes=nodes,
         free_pages=_free_pages(base, next(iter(nodes))) if len(nodes) == 1 else {},
-        enclaves=cli.describe() if present else (),
+        enclaves=enclaves,
+        trouble=trouble,
     )
 
 

@@ -30,8 +30,10 @@ class AwsNitro:
         """Choose the lowest free context identifier, so that the parent agent can start before the enclave."""
         if launch.cid is not None:
             return launch
-        cli = NitroCli()
-        taken = {each.running.cid for each in cli.describe()} if cli.present() else set()
+        taken: set[int] = set()
+        # Why nitro-cli does not answer is told by preflight, with everything else that is wrong.
+        with contextlib.suppress(CloisterError):
+            taken = {each.running.cid for each in NitroCli().describe()}
         return replace(launch, cid=next(cid for cid in range(USUAL_CID, rules.ANY_CID) if cid not in taken))
 
     def preflight(self, launch: Launch) -> None:
@@ -63,19 +65,17 @@ class AwsNitro:
         return {"credentials": "instance"} if isinstance(config.release, KmsSettings) else {}
 
     def start(self, launch: Launch) -> Running:
-        """`nitro-cli run-enclave`; what it started and then failed with is ended again."""
+        """`nitro-cli run-enclave`; ends what it started under another name than the one asked for."""
         assert launch.cid is not None
         home = folder(launch.name)
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            running = self._cli(launch.name).run(launch, launch.cid)
-            if running.cid != launch.cid or running.name != launch.name:
-                raise UndecidedError("nitro-cli started the enclave under another cid or name", hint="cloister status")
-            return running
-        except CloisterError:
-            with contextlib.suppress(CloisterError):
-                self.stop(launch.name)
-            raise
+        cli = self._cli(launch.name)
+        running = cli.run(launch, launch.cid)
+        # nitro-cli gives another name where one is taken, and nobody would find the enclave under it.
+        if running.cid != launch.cid or running.name != launch.name:
+            cli.terminate(running.id)
+            raise UndecidedError("nitro-cli started the enclave under another cid or name", hint="cloister status")
+        return running
 
     def list(self) -> tuple[Running, ...]:
         """Every enclave of this instance, those that others started too."""

@@ -71,6 +71,10 @@ def _program(plan: Plan) -> str | None:
     return None if plan.parent.nitro_cli else f"nitro-cli is not installed. {INSTALL}"
 
 
+def _answers(plan: Plan) -> str | None:
+    return plan.parent.trouble and f"nitro-cli cannot list the enclaves: {plan.parent.trouble}"
+
+
 def _device(plan: Plan) -> str | None:
     match plan.parent.device:
         case "missing":
@@ -251,6 +255,7 @@ def _debug(plan: Plan) -> str | None:
 
 RULES: tuple[Rule, ...] = (
     Rule(id="program", source=_GUIDE, check=_program),
+    Rule(id="answers", source="aws-nitro-enclaves-cli, src/enclave_proc_comm.rs", check=_answers),
     Rule(id="device", source=_DRIVER, check=_device),
     Rule(id="instance", source=f"{_GUIDE}, requirements; deploy/terraform/instance_types.json", check=_instance),
     Rule(id="architecture", source="aws-nitro-enclaves-image-format, header flags", check=_architecture),
