@@ -3,8 +3,9 @@ terraform {
   required_version = ">= 1.9"
   required_providers {
     aws = {
-      source  = "hashicorp/aws"
-      version = ">= 5.80, < 7"
+      source = "hashicorp/aws"
+      # 5.100 is what it was tested with.
+      version = "~> 5.100"
     }
   }
 }
