@@ -25,6 +25,7 @@ from cloister.enclave.release import credentials
 from cloister.enclave.release.cms import Envelope
 from cloister.host import head
 from cloister.image import debian, eif
+from cloister.platforms.aws_nitro import nitro_cli
 from cloister.platforms.qemu_nitro.kms import envelope
 from cloister.policy.document import Policy
 from cloister.policy.draft import draft
@@ -165,6 +166,12 @@ RECEIPT = Receipt(
     time=1,
 ).sign(KEY.receipt_key)  # fmt: skip
 
+ENCLAVE = {
+    "EnclaveName": "n", "EnclaveID": "i-0123456789abcdef0-enc0123456789abcdef", "ProcessID": 7, "EnclaveCID": 16,
+    "NumberOfCPUs": 2, "CPUIDs": [1, 5], "MemoryMiB": 512, "State": "RUNNING", "Flags": "NONE",
+    "Measurements": {"HashAlgorithm": "x", "PCR0": "0a" * 48},
+}  # fmt: skip
+
 
 def _sealed_weights() -> list[bytes]:
     context = manifest.context("m", 1)
@@ -210,6 +217,8 @@ TARGETS: tuple[Target, ...] = (
     Target("sealed", _sealed_weights, lambda data: void(manifest.read(data, OWNER.public_key()))),
     Target("replica", lambda: [REPLICA], lambda data: void(boot.read(data))),
     Target("parent-head", lambda: [b"GET /models/a HTTP/1.1\r\nRange: bytes=0-9"], lambda data: void(head.parse(data))),
+    Target("nitro-cli", lambda: [json.dumps([ENCLAVE]).encode()], lambda data: void(nitro_cli.parse_describe(data))),
+    Target("nitro-cli-run", lambda: [json.dumps(ENCLAVE).encode()], lambda data: void(nitro_cli.parse_run(data))),
     Target("pipe", lambda: [pack(Kind.CHUNK, 7, b"{}") * 3], lambda data: void(Unpacker().push(data))),
 )  # fmt: skip
 

@@ -193,8 +193,8 @@ def test_launch_is_checked_before_anything_starts(enclave: Enclave) -> None:
 
     image = enclave.state / "image" / "sealed-notes.eif"
     with pytest.raises(CloisterError) as refused:
-        QemuNitro().preflight(Launch(name="x", image=image, memory_mib=64, cpus=99, cid=2))
-    for word in ("memory_mib", "cpus", "cid"):
+        QemuNitro().preflight(Launch(name="x", image=image, memory_mib=64, cpus=99, cid=2, debug=True, weights=1))
+    for word in ("memory_mib", "cpus", "cid", "debug"):
         assert word in refused.value.message
 
 

@@ -9,8 +9,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1
 from tests.image.test_eif import issue
 
-from cloister.errors import UsageError
-from cloister.image import build, config, eif
+from cloister.errors import RefusedError, UsageError
+from cloister.image import build, built, config, eif
 from cloister.platforms.qemu_nitro import lab
 
 needs_toolchain = pytest.mark.skipif(not lab.ready(), reason="the lab is not prepared (make lab): no image is built")
@@ -54,11 +54,16 @@ def test_two_builds_on_two_paths_are_identical(tmp_path: Path) -> None:
     assert {"libc6", "xllamacpp", "cloister"} <= {component["name"] for component in bill["components"]}
     statement = json.loads((outs[0].image.parent / "provenance.json").read_text())
     assert statement["subject"][0]["digest"]["sha256"] == document["image"]["sha256"]
+    # Read back on another machine: only with its own configuration.
+    assert built.read(outs[0].image.parent, written(tmp_path / "one", text)) == outs[0]
+    assert outs[0].kernel == document["parts"]["kernel"] == "small"
     # One number of the configuration, and the application's register is another.
     other = build.build(written(tmp_path / "one", text + "[engine]\ncontext = 512\n"), tmp_path / "other")
     assert other.registers[1] == outs[0].registers[1], "PCR1 is of kernel and init alone"
     assert other.registers[2] != outs[0].registers[2]
     assert other.registers[0] != outs[0].registers[0]
+    with pytest.raises(RefusedError, match="another cloister.toml"):
+        built.read(outs[0].image.parent, written(tmp_path / "one", text + "[engine]\ncontext = 512\n"))
 
 
 @pytest.mark.parametrize(

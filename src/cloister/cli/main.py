@@ -9,12 +9,13 @@ from cloister.cli.build import build, image
 from cloister.cli.chat import chat
 from cloister.cli.connect import connect
 from cloister.cli.demo import demo
+from cloister.cli.enclaves import down, logs, status
 from cloister.cli.lab import lab
 from cloister.cli.policy_kms import app as policy
 from cloister.cli.relay import relay
 from cloister.cli.seal import owner, seal, sealed
 from cloister.cli.serve import serve
-from cloister.cli.up import down, logs, status, up
+from cloister.cli.up import up
 from cloister.cli.verify import verify
 
 app = typer.Typer(

@@ -1,38 +1,41 @@
-"""`cloister up`, `status`, `logs`, `down`: an enclave from `cloister.toml` to a verified answer, and its end."""
+"""`cloister up`: an enclave from `cloister.toml` to a verified answer, the same steps on every platform."""
 
 from __future__ import annotations
 
+import contextlib
 import json as json_module
-import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from rich.text import Text
 
 from cloister.channel.bundle import MAX_BUNDLE
 from cloister.cli import show
+from cloister.cli.enclaves import stop
 from cloister.client.appraisal import VerifiedKey, verify_bundle
 from cloister.client.fetch import challenge
-from cloister.errors import CloisterError, UsageError
-from cloister.platforms.platform import Launch
+from cloister.errors import CloisterError, UndecidedError, UsageError
+from cloister.platforms import registry
+from cloister.platforms.platform import Launch, Platform
 from cloister.platforms.state import Processes, folder
 from cloister.policy.document import Policy
 from cloister.policy.draft import draft
+from cloister.weights import manifest
 
 if TYPE_CHECKING:
-    from cloister.image.build import Built
     from cloister.image.config import ImageConfig
-    from cloister.platforms.qemu_nitro.platform import QemuNitro
 
-NAME = Annotated[str, typer.Argument(metavar="NAME", help="The image's name, as in cloister.toml.")]
-BOOT_SECONDS = 120.0
-AGENT_SECONDS = 15.0
-_WAIVED = "The first look at an image that was just built here: its own registers already cover this."
+BOOT_SECONDS, AGENT_SECONDS, POLL_SECONDS = 120.0, 15.0, 0.25
+#: Bytes of sealed weights a second, at worst: a slow store behind vsock.
+SLOW_STORE = 10e6
+_WAIVED = "The first look at an image that is at hand: its own registers already cover this."
 _ZERO = "0" * 64
 """A digest that nothing has: replaced before the policy is used."""
 
@@ -40,166 +43,188 @@ _ZERO = "0" * 64
 @show.guarded
 def up(
     config: Annotated[Path, typer.Option("--config", "-c", help="What the image is to be.")] = Path("cloister.toml"),
-    platform: Annotated[str, typer.Option(help="qemu-nitro: emulated here, SIMULATED evidence.")] = "qemu-nitro",
+    platform: Annotated[
+        str, typer.Option(help="aws-nitro: on an EC2 instance. qemu-nitro: emulated here, SIMULATED evidence.")
+    ] = "qemu-nitro",
+    image: Annotated[
+        Path | None, typer.Option(help="The folder that cloister build wrote, instead of building now.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="The folder with NAME.sealed; default `store` beside cloister.toml.")
+    ] = None,
     listen: Annotated[str, typer.Option(help="HOST:PORT for clients; port 0 takes a free one.")] = "127.0.0.1:0",
+    cid: Annotated[int | None, typer.Option(help="The enclave's vsock context identifier; default a free one.")] = None,
     capture: Annotated[Path | None, typer.Option(help="Keep all that the parent sees in this folder.")] = None,
     debug: Annotated[bool, typer.Option(help="Nitro's debug mode: evidence that every policy refuses.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One line of JSON when it serves.")] = False,
 ) -> None:
     """Build, boot, verify: ends with an address and a policy for exactly this image."""
-    from cloister.image import build as builder
+    from cloister.image import built as reader
     from cloister.image import config as settings
 
     chosen = settings.load(config)
-    machine = _platform(platform)
+    machine = registry.get(platform)
     home = folder(chosen.name)
-    if machine.find(chosen.name) is not None:
-        raise UsageError(f"{chosen.name} is running already", hint=f"cloister down {chosen.name}")
+    # A platform that cannot tell says why in its preflight.
+    with contextlib.suppress(UndecidedError):
+        if (running := machine.find(chosen.name)) is not None:
+            raise UsageError(f"{chosen.name} is {running.state.lower()} already", hint=f"cloister down {chosen.name}")
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     started = time.monotonic()
-    built = builder.build(chosen, home / "image")
-    _say(f"built {built.image.name}: {built.size / 1e6:.1f} MB in {time.monotonic() - started:.1f} s", json)
-    launch = Launch(name=chosen.name, image=built.image, memory_mib=chosen.memory_mib, cpus=chosen.cpus, debug=debug)
+    if image is not None:
+        built = reader.read(image, chosen)
+    else:
+        from cloister.image import build as builder
+
+        built = builder.build(chosen, home / "image")
+        _say(f"built {built.image.name}: {built.size / 1e6:.1f} MB in {time.monotonic() - started:.1f} s", json)
+    shelf = (store or config.parent / "store").absolute()
+    launch = machine.settle(
+        Launch(
+            name=chosen.name,
+            image=built.image.absolute(),
+            memory_mib=chosen.memory_mib,
+            cpus=chosen.cpus,
+            cid=cid,
+            debug=debug,
+            kernel=built.kernel,
+            weights=_weights(chosen, shelf),
+        )
+    )
     machine.preflight(launch)
-    show.simulated_banner()
+    if machine.simulated:
+        show.simulated_banner()
+    if debug:
+        show.stderr.print(Text("debug mode: nothing in this enclave is confidential, every policy refuses it"))
     started = time.monotonic()
     try:
-        url = _agent(chosen, machine, home, listen, capture, _release(chosen, built, config.parent, home))
+        serves: dict[str, object] = {"egress": list(chosen.egress)} if chosen.egress else {}
+        if launch.weights:
+            serves |= {"store": str(shelf), **machine.release(chosen, built, config.parent)}
+        url = _agent(home, {"listen": listen, **machine.reach(launch), **_capture(capture), **serves})
         machine.start(launch)
-        machine.wait(chosen.name, BOOT_SECONDS, "cloister: serving ")
         measurements = {f"pcr{index}": value.hex() for index, value in built.registers.items()}
-        policy, key = _policy(chosen.name, url, measurements, machine.root_pem())
-    except CloisterError:
-        _stop(machine, chosen.name)
+        evidence = _evidence(machine, launch, url, _first(chosen.name, measurements, machine.root_pem()))
+        policy = None if debug else _policy(chosen.name, evidence, measurements, machine.root_pem())
+    except BaseException:
+        # An interrupted start must not leave an enclave that nobody verified.
+        stop(machine, chosen.name)
         raise
-    _say(f"booted and verified in {time.monotonic() - started:.1f} s", json)
+    _say(f"booted{'' if debug else ' and verified'} in {time.monotonic() - started:.1f} s", json)
     path = home / "policy.toml"
-    path.write_text(policy)
+    path.unlink(missing_ok=True)
+    if policy is not None:
+        path.write_text(policy[0])
     if json:
-        document = {
-            "schema": "cloister-up/1",
-            "name": chosen.name,
-            "url": url,
-            "policy": str(path),
-            "measurements": str(built.measurements),
-            "console": str(home / "console"),
-            "model_sha256": key.bundle.statement.model_sha256,
-            "simulated": True,
-        }
-        show.print_json(document)
+        show.print_json(
+            {
+                "schema": "cloister-up/1",
+                "name": chosen.name,
+                "platform": machine.name,
+                "url": url,
+                "policy": str(path) if policy is not None else None,
+                "measurements": str(built.measurements),
+                "model_sha256": policy[1].bundle.statement.model_sha256 if policy is not None else None,
+                "simulated": machine.simulated,
+                "debug": debug,
+            }
+        )
     else:
         print(url, flush=True)
-        show.stderr.print(Text(f'cloister chat {url} --policy {path} "..."'), soft_wrap=True)
+        if policy is not None:
+            show.stderr.print(Text(f'cloister chat {url} --policy {path} "..."'), soft_wrap=True)
 
 
-@show.guarded
-def status(json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False) -> None:
-    """The enclaves of this user that run now."""
-    machine = _platform("qemu-nitro")
-    base = folder("x").parent
-    names = sorted(each.name for each in base.iterdir()) if base.exists() else []
-    rows = []
-    for name in names:
-        running = machine.find(name)
-        if running is not None:
-            agent = Processes(folder(name)).alive("agent")
-            rows.append(
-                {
-                    "name": name,
-                    "state": running.state,
-                    "cid": running.cid,
-                    "memory_mib": running.memory_mib,
-                    "agent": agent,
-                    "measurements": dict(running.measurements),
-                    "simulated": True,
-                }
-            )
-    if json:
-        show.print_json({"schema": "cloister-status/1", "enclaves": rows})
-        return
-    for row in rows:
-        reach = "agent runs" if row["agent"] else "agent is DOWN: clients cannot reach it"
-        print(row["name"], row["state"], f"cid {row['cid']}", f"{row['memory_mib']} MiB", reach, "SIMULATED")
-
-
-@show.guarded
-def logs(name: NAME) -> None:
-    """What the enclave wrote to its console, and the parent agent to its log. Neither ever holds content."""
-    for line in _platform("qemu-nitro").console(name):
-        print(line)
-    agent = folder(name) / "agent.log"
-    if agent.exists():
-        print(agent.read_text("utf-8", "replace"), end="")
-
-
-@show.guarded
-def down(
-    name: NAME,
-    forget: Annotated[bool, typer.Option(help="Remove its image, policy and logs too.")] = False,
-) -> None:
-    """End an enclave and its parent agent."""
-    _stop(_platform("qemu-nitro"), name)
-    if forget:
-        shutil.rmtree(folder(name), ignore_errors=True)
-
-
-def _platform(name: str) -> QemuNitro:
-    if name != "qemu-nitro":
-        raise UsageError(f"there is no platform {name} for cloister up", hint="qemu-nitro")
-    from cloister.platforms.qemu_nitro.platform import QemuNitro
-
-    return QemuNitro()
-
-
-def _release(chosen: ImageConfig, built: Built, project: Path, home: Path) -> list[str]:
-    """For a sealed model: start the project's SIMULATED KMS, allow this build; what the agent has to serve for it."""
-    from cloister.image.config import KmsSettings, SealedModel
-    from cloister.platforms.qemu_nitro.project import HOST, Project
+def _weights(chosen: ImageConfig, shelf: Path) -> int:
+    """Plaintext bytes of the sealed model in the store, its owner's signature checked; 0 for a model in the image."""
+    from cloister.image.config import SealedModel
 
     if not isinstance(chosen.model, SealedModel):
-        return []
-    lab_project = Project(project.absolute())
-    if not isinstance(chosen.release, KmsSettings) or not lab_project.kms.exists():
-        raise UsageError(
-            "a sealed model needs a key-release service, and this folder has no SIMULATED KMS",
-            hint="cloister lab project FOLDER --model FILE makes one.",
-        )
-    port = lab_project.start_kms(Processes(home))
-    lab_project.allow(port, chosen.release.key, built.registers[0].hex())
-    return [
-        f'store = "{lab_project.folder / "store"}"',
-        f'credentials = "{lab_project.write_credentials()}"',
-        f"egress = {json_module.dumps(list(chosen.egress))}",
-        "[resolve]",
-        f'"{HOST}:443" = "127.0.0.1:{port}"',
-    ]
+        return 0
+    file = shelf / f"{chosen.model.name}.sealed"
+    try:
+        with file.open("rb") as source:
+            head = source.read(manifest.HEAD.size + manifest.MAX_ENVELOPE)
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}", hint="cloister seal makes it; see --store.") from None
+    return manifest.read(head, Ed25519PublicKey.from_public_bytes(chosen.model.owner)).manifest.size
 
 
-def _agent(
-    chosen: ImageConfig, machine: QemuNitro, home: Path, listen: str, capture: Path | None, more: list[str]
-) -> str:
+def _capture(path: Path | None) -> dict[str, object]:
+    return {} if path is None else {"capture": str(path.absolute())}
+
+
+def _agent(home: Path, settings: Mapping[str, object]) -> str:
     """Start the parent agent; returns the address for clients."""
-    lines = [f'listen = "{listen}"', f'uds = "{machine.uds(chosen.name)}"', "heartbeat = true"]
-    if capture is not None:
-        lines.append(f'capture = "{capture.absolute()}"')
-    (home / "host.toml").write_text("\n".join([*lines, *more]) + "\n")
+    tables = {name: value for name, value in settings.items() if isinstance(value, Mapping)}
+    lines = [f"{name} = {_toml(value)}" for name, value in settings.items() if name not in tables]
+    for name, table in tables.items():
+        lines += [f"[{name}]", *(f"{_toml(key)} = {_toml(value)}" for key, value in table.items())]
+    (home / "host.toml").write_text("\n".join(lines) + "\n", "utf-8")
     words = [sys.executable, "-m", "cloister.host.agent", "--config", str(home / "host.toml")]
     _, host, port = Processes(home).start("agent", words, ready=AGENT_SECONDS).split()
-    return f"http://{host}:{port}"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _policy(name: str, url: str, measurements: dict[str, str], root: str) -> tuple[str, VerifiedKey]:
-    """Appraise what serves at `url` by the build's measurements alone; then pin model and configuration too."""
+def _toml(value: object) -> str:
+    """Text, whole numbers, truth values and lists of text look the same in TOML and JSON."""
+    return json_module.dumps(value, ensure_ascii=False)
+
+
+def _first(name: str, measurements: dict[str, str], root: str | None) -> Policy:
+    """A policy for the first look: the build's registers alone."""
     written = draft(
         name=name, measurements=measurements, model_sha256=_ZERO, config_sha256=_ZERO, simulated_root_pem=root
     )
-    first = replace(
+    return replace(
         Policy.from_toml(written.encode()),
         model_sha256=None,
         config_sha256=None,
         waivers={"model.sha256": _WAIVED, "config.sha256": _WAIVED},
     )
-    data, nonce = challenge(url, first, limit=MAX_BUNDLE)
+
+
+def _evidence(machine: Platform, launch: Launch, url: str, first: Policy) -> tuple[bytes, bytes | None, Policy]:
+    """What the replica answers, as soon as it answers; raises UndecidedError with the enclave's last words."""
+    seconds = BOOT_SECONDS + launch.weights / SLOW_STORE
+    limit = time.monotonic() + seconds
+    while True:
+        try:
+            return (*challenge(url, first, limit=MAX_BUNDLE), first)
+        except UndecidedError as error:
+            hint = f"cloister logs {launch.name}"
+            if _gone(machine, launch.name):
+                raise UndecidedError(f"the enclave ended: {_last_words(machine, launch.name)}", hint=hint) from None
+            if time.monotonic() > limit:
+                raise UndecidedError(
+                    f"the enclave gives no evidence after {seconds:.0f} s ({error.message});"
+                    f" {_last_words(machine, launch.name)}",
+                    hint=hint,
+                ) from None
+        time.sleep(POLL_SECONDS)
+
+
+def _gone(machine: Platform, name: str) -> bool:
+    """Is there certainly no such enclave any more? A platform that cannot tell just now has not said so."""
+    try:
+        return machine.find(name) is None
+    except UndecidedError:
+        return False
+
+
+def _last_words(machine: Platform, name: str) -> str:
+    """The last line of its init or replica, where there is a console; the kernel's own are of no help."""
+    said: list[str] = []
+    with contextlib.suppress(CloisterError):
+        said = [line for line in machine.console(name) if line.startswith(("init: ", "cloister: "))]
+    return said[-1] if said else "no word from its init"
+
+
+def _policy(
+    name: str, evidence: tuple[bytes, bytes | None, Policy], measurements: dict[str, str], root: str | None
+) -> tuple[str, VerifiedKey]:
+    """Appraise evidence by the build's measurements alone; then pin model and configuration too."""
+    data, nonce, first = evidence
     key = verify_bundle(data, first, now=datetime.now(UTC), nonce=nonce)
     statement = key.bundle.statement
     policy = draft(
@@ -210,11 +235,6 @@ def _policy(name: str, url: str, measurements: dict[str, str], root: str) -> tup
         simulated_root_pem=root,
     )
     return policy, key
-
-
-def _stop(machine: QemuNitro, name: str) -> None:
-    machine.stop(name)
-    Processes(folder(name)).stop("agent", "kms")
 
 
 def _say(line: str, quiet: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -13,10 +12,10 @@ import zstandard
 from cloister import __version__
 from cloister.errors import UsageError
 from cloister.image import debian, eif, oci, provenance, rootfs, toolchain
+from cloister.image.built import MEASUREMENTS_SCHEMA, Built
 from cloister.image.config import ImageConfig
 from cloister.image.tree import Tree, cpio, manifest
 
-MEASUREMENTS_SCHEMA = "cloister-measurements/1"
 #: Where aws-nitro-enclaves-cli-devel puts AWS's kernel.
 AWS_BLOBS = Path("/usr/share/nitro_enclaves/blobs")
 #: AWS's own command line, and a root file system without tmpfs's limit of half the memory.
@@ -30,16 +29,6 @@ ENVIRONMENT = b"PATH=/usr/bin\nHOME=/\nLC_ALL=C.UTF-8\nOMP_WAIT_POLICY=passive\n
 COMPRESSION_LEVEL, COMPRESSION_THREADS = 12, 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Built:
-    """What a build wrote."""
-
-    image: Path
-    measurements: Path
-    registers: dict[int, bytes]
-    size: int
-
-
 def build(config: ImageConfig, out: Path, *, lock_file: Path | None = None) -> Built:
     """Build into `out`; the same inputs give the same bytes. Raises UsageError, UndecidedError, MalformedError."""
     lock = read_lock(lock_file)
@@ -51,6 +40,8 @@ def build(config: ImageConfig, out: Path, *, lock_file: Path | None = None) -> B
     target = out / f"{config.name}.eif"
     _write(target, data)
     bill = provenance.bill_of_materials(config, lock, rootfs.requirements())
+    # A path is nobody's business but the builder's.
+    kernel = config.kernel if config.kernel in ("small", "aws") else "own"
     document = {
         "schema": MEASUREMENTS_SCHEMA,
         "name": config.name,
@@ -59,6 +50,7 @@ def build(config: ImageConfig, out: Path, *, lock_file: Path | None = None) -> B
         "hash_algorithm": "SHA384",
         "measurements": {f"PCR{index}": value.hex() for index, value in sorted(registers.items())},
         "parts": {
+            "kernel": kernel,
             "kernel_sha256": hashlib.sha256(image.kernel).hexdigest(),
             "cmdline": image.cmdline.decode("ascii"),
             "ramdisks_sha256": [hashlib.sha256(each).hexdigest() for each in image.ramdisks],
@@ -73,7 +65,7 @@ def build(config: ImageConfig, out: Path, *, lock_file: Path | None = None) -> B
     _write(out / "sbom.cdx.json", _json(bill))
     _write(out / "provenance.json", _json(provenance.statement(config, document, bill)))
     oci.write(tree, out / "oci", name=config.name, command=COMMAND, environment=ENVIRONMENT)
-    return Built(image=target, measurements=measurements, registers=registers, size=len(data))
+    return Built(image=target, measurements=measurements, registers=registers, size=len(data), kernel=kernel)
 
 
 def read_lock(file: Path | None) -> debian.Lock:

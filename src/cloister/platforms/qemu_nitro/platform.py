@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from cloister.errors import UndecidedError, UsageError
 from cloister.image import eif
+from cloister.image.built import Built
+from cloister.image.config import ImageConfig, KmsSettings
 from cloister.platforms.platform import Launch, Running
 from cloister.platforms.qemu_nitro import lab, qemu
+from cloister.platforms.qemu_nitro.project import HOST, Project
 from cloister.platforms.state import Processes, folder
 from cloister.tee.sim.root import SimulatedRoot
 
 #: What nitro-cli demands of EC2, demanded here too, so that nobody learns it there.
 MEMORY_TO_IMAGE = 4
-FIRST_CID = 4
+FIRST_CID, USUAL_CID = 4, 16
 DEVICE_SECONDS = 20.0
 
 
@@ -26,6 +29,11 @@ class QemuNitro:
     """One enclave by name; its state is in a folder, so any process can find it."""
 
     name = "qemu-nitro"
+    simulated = True
+
+    def settle(self, launch: Launch) -> Launch:
+        """Every machine has a vsock device of its own, so any identifier is free."""
+        return launch if launch.cid is not None else replace(launch, cid=USUAL_CID)
 
     def preflight(self, launch: Launch) -> None:
         """Raises UsageError that names every rule the launch breaks."""
@@ -38,10 +46,31 @@ class QemuNitro:
             broken.append(f"cpus must be from 1 to {os.cpu_count()}")
         if launch.cid is not None and launch.cid < FIRST_CID:
             broken.append(f"cid must be at least {FIRST_CID}")
+        if launch.debug and launch.weights:
+            broken.append("debug mode zeroes PCR0 to PCR2, so no key is released for the sealed model")
         if len(os.fsencode(self.uds(launch.name))) > 90:
             broken.append("the state folder's path is too long for unix sockets: set XDG_STATE_HOME to a shorter one")
         if broken:
             raise UsageError("; ".join(broken), hint="Change [nitro] in cloister.toml.")
+
+    def reach(self, launch: Launch) -> Mapping[str, object]:
+        """The hybrid vsock path; nitro-cli is not there to answer the heartbeat."""
+        return {"uds": str(self.uds(launch.name)), "heartbeat": True}
+
+    def release(self, config: ImageConfig, built: Built, project: Path) -> Mapping[str, object]:
+        """Start the project's SIMULATED KMS, allow this build; its credentials, and where KMS's name leads."""
+        lab_project = Project(project.absolute())
+        if not isinstance(config.release, KmsSettings) or not lab_project.kms.exists():
+            raise UsageError(
+                "a sealed model needs a key-release service, and this folder has no SIMULATED KMS",
+                hint="cloister lab project FOLDER --model FILE makes one.",
+            )
+        port = lab_project.start_kms(Processes(folder(config.name)))
+        lab_project.allow(port, config.release.key, built.registers[0].hex())
+        return {
+            "credentials": str(lab_project.write_credentials()),
+            "resolve": {f"{HOST}:443": f"127.0.0.1:{port}"},
+        }
 
     def start(self, launch: Launch) -> Running:
         """Start devices and machine; the heartbeat's listener must be there already."""
@@ -55,7 +84,7 @@ class QemuNitro:
         kernel.write_bytes(image.kernel)
         initrd.write_bytes(b"".join(image.ramdisks))
         registers = image.measurements()
-        cid = launch.cid or 16
+        cid = launch.cid or USUAL_CID
         nsm, vsock = home / "nsm.sock", home / "vsock.sock"
         module = [sys.executable, "-m"]
         processes.start(
@@ -103,6 +132,12 @@ class QemuNitro:
         described = json.loads((home / "enclave.json").read_text())
         return Running(name=name, id=f"{name}-simulated", state="RUNNING", **described)
 
+    def list(self) -> tuple[Running, ...]:
+        """The enclaves of this user whose machines run."""
+        base = folder("x").parent
+        names = sorted(each.name for each in base.iterdir()) if base.exists() else []
+        return tuple(running for name in names if (running := self.find(name)) is not None)
+
     def console(self, name: str) -> Iterator[str]:
         """The guest's console so far. Nitro shows one only in debug mode; the emulation shows it always."""
         try:
@@ -112,8 +147,8 @@ class QemuNitro:
             raise UsageError(f"there is no enclave {name}", hint="cloister status lists them.") from None
 
     def stop(self, name: str) -> None:
-        """End machine and devices."""
-        Processes(folder(name)).stop("qemu", "vsock", "nsm")
+        """End machine and devices, and the SIMULATED KMS of its project."""
+        Processes(folder(name)).stop("qemu", "vsock", "nsm", "kms")
 
     def root_pem(self) -> str:
         """The SIMULATED root that a policy has to name."""
@@ -122,23 +157,3 @@ class QemuNitro:
     def uds(self, name: str) -> Path:
         """The hybrid vsock path of an enclave."""
         return folder(name) / "v"
-
-    def wait(self, name: str, seconds: float, marker: str) -> None:
-        """Until `marker` stands on the console; raises UndecidedError with the guest's last words."""
-        limit = time.monotonic() + seconds
-        while time.monotonic() < limit:
-            lines = list(self.console(name)) if (folder(name) / "console").exists() else []
-            if any(marker in line for line in lines):
-                return
-            if self.find(name) is None:
-                raise UndecidedError(f"the enclave ended: {_last(lines)}", hint=f"cloister logs {name}")
-            time.sleep(0.1)
-        raise UndecidedError(
-            f"the enclave is not ready after {seconds:.0f} s: {_last(lines)}", hint=f"cloister logs {name}"
-        )
-
-
-def _last(lines: list[str]) -> str:
-    """Init's or the replica's last line; the kernel's own are of no help."""
-    said = [line for line in lines if line.startswith(("init: ", "cloister: "))]
-    return said[-1] if said else "no word from its init"
