@@ -19,7 +19,7 @@ from cloister.errors import PolicyDocumentError
 from cloister.policy import checks, document
 from cloister.policy.document import Policy
 from cloister.policy.draft import draft
-from cloister.policy.tables import quote
+from cloister.wire.toml import quote
 
 IMAGE = {"pcr0": "01" * 48}
 SIMULATED = 'accept = ["nitro"]\nallow_simulated = true\nsimulated_root_pem = """\n%s"""'

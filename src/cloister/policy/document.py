@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from cloister.errors import PolicyDocumentError
-from cloister.policy import tables
+from cloister.wire import toml
 from cloister.policy.checks import WAIVABLE
 from cloister.tee import TEES
 from cloister.tee.nitro.roots import ANCHORS as NITRO_ANCHORS
@@ -67,7 +67,7 @@ class Policy:
     @classmethod
     def from_toml(cls, data: bytes) -> Policy:
         """Read a policy of at most 64 KiB; raises PolicyDocumentError that names everything it lacks."""
-        return _read(tables.parse(data, limit=MAX_POLICY), hashlib.sha256(data).hexdigest())
+        return _read(toml.parse(data, limit=MAX_POLICY), hashlib.sha256(data).hexdigest())
 
     def to_toml(self) -> str:
         """A document that reads back as this policy, under another `sha256`: comments and spacing are not kept.
@@ -108,7 +108,7 @@ def anchors_for(simulated_root_pem: str | None) -> tuple[Anchor, ...]:
     return (*NITRO_ANCHORS, anchor)
 
 
-def _waivers(root: tables.Table) -> dict[str, str]:
+def _waivers(root: toml.Table) -> dict[str, str]:
     waivers: dict[str, str] = {}
     for item in root.tables("waive"):
         rule, reason = item.text("rule") or "", (item.line("reason") or "").strip()
@@ -126,7 +126,7 @@ def _waivers(root: tables.Table) -> dict[str, str]:
     return waivers
 
 
-def _simulated_root(tee: tables.Table, *, allow_simulated: bool) -> str | None:
+def _simulated_root(tee: toml.Table, *, allow_simulated: bool) -> str | None:
     pem = tee.text("simulated_root_pem")
     if allow_simulated and pem is None:
         raise PolicyDocumentError(
@@ -140,7 +140,7 @@ def _simulated_root(tee: tables.Table, *, allow_simulated: bool) -> str | None:
     return None if pem is None else pem.strip() + "\n"
 
 
-def _measurement(table: tables.Table) -> Measurement:
+def _measurement(table: toml.Table) -> Measurement:
     registers = {register: table.text(register) for register in REGISTERS}
     label = table.line("label") or ""
     table.done()
@@ -150,7 +150,7 @@ def _measurement(table: tables.Table) -> Measurement:
         raise PolicyDocumentError(f"{table.path}: {error.message}", hint=error.hint) from None
 
 
-def _read(root: tables.Table, sha256: str) -> Policy:
+def _read(root: toml.Table, sha256: str) -> Policy:
     if root.text("schema") != SCHEMA:
         raise PolicyDocumentError(f'the policy must begin with schema = "{SCHEMA}"', hint="See docs/policy.md.")
     name = root.line("name")
@@ -240,9 +240,9 @@ def _complete(rules: Mapping[str, object], waivers: Mapping[str, str]) -> None:
 
 def _write(policy: Policy) -> str:
     def items(key: str, values: tuple[str, ...]) -> str:
-        return f"{key} = [{', '.join(tables.quote(value) for value in values)}]"
+        return f"{key} = [{', '.join(toml.quote(value) for value in values)}]"
 
-    lines = [f"schema = {tables.quote(SCHEMA)}", f"name = {tables.quote(policy.name)}"]
+    lines = [f"schema = {toml.quote(SCHEMA)}", f"name = {toml.quote(policy.name)}"]
     lines += ["", "[tee]", items("accept", policy.tees)]
     if policy.allow_simulated:
         lines += [
@@ -252,8 +252,8 @@ def _write(policy: Policy) -> str:
         ]
     for measurement in policy.measurements:
         lines += ["", "[[nitro.measurement]]"]
-        lines += [f"label = {tables.quote(measurement.label)}"] if measurement.label else []
-        lines += [f"{register} = {tables.quote(value)}" for register, value in measurement.stated().items()]
+        lines += [f"label = {toml.quote(measurement.label)}"] if measurement.label else []
+        lines += [f"{register} = {toml.quote(value)}" for register, value in measurement.stated().items()]
     lines += ["", "[freshness]"]
     for key, value in (
         ("max_age_seconds", policy.max_age),
@@ -266,5 +266,5 @@ def _write(policy: Policy) -> str:
         lines += ["", f"[{part}]", items("sha256", digests)] if digests is not None else []
     lines += ["", "[key]", items("scope", policy.scopes)]
     for rule, reason in policy.waivers.items():
-        lines += ["", "[[waive]]", f"rule = {tables.quote(rule)}", f"reason = {tables.quote(reason)}"]
+        lines += ["", "[[waive]]", f"rule = {toml.quote(rule)}", f"reason = {toml.quote(reason)}"]
     return "\n".join(lines) + "\n"

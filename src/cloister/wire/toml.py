@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Collection
 from datetime import timedelta
 
 from cloister.errors import PolicyDocumentError
 
 MAX_LINE = 300
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_HEX = re.compile(r"[0-9a-f]*\Z")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _PAGE = "See docs/policy.md."
 
@@ -103,13 +104,42 @@ class Table:
 
     def digests(self, key: str) -> tuple[str, ...] | None:
         """A list of lower-case hex SHA-256 digests."""
+        return self.hexes(key, 32, what="a SHA-256 digest")
+
+    def hexes(self, key: str, size: int, *, what: str = "a value") -> tuple[str, ...] | None:
+        """A list of at least one string of `size` bytes in lower-case hex."""
         values = self.texts(key)
         for at, value in enumerate(values or ()):
-            if not _SHA256.match(value):
+            if len(value) != 2 * size or not _HEX.match(value):
                 raise PolicyDocumentError(
-                    f"{self.name(key)}[{at}] must be a SHA-256 digest of 64 lower-case hex digits",
+                    f"{self.name(key)}[{at}] must be {what} of {2 * size} lower-case hex digits",
                     hint="Copy it from the build.",
                 )
+        return values
+
+    def number(self, key: str, smallest: int, largest: int) -> int | None:
+        """A whole number in the closed range."""
+        value = self._get(key, int, "a whole number")
+        if not isinstance(value, int):
+            return None
+        if not smallest <= value <= largest:
+            raise PolicyDocumentError(
+                f"{self.name(key)} must be from {smallest} to {largest}", hint="Choose a value in that range."
+            )
+        return value
+
+    def choice(self, key: str, allowed: Collection[str]) -> str | None:
+        """A string out of a set."""
+        value = self.text(key)
+        if value is not None and value not in allowed:
+            raise PolicyDocumentError(f"{self.name(key)} must be one of {', '.join(sorted(allowed))}", hint=_PAGE)
+        return value
+
+    def choices(self, key: str, allowed: Collection[str]) -> tuple[str, ...] | None:
+        """A list of at least one string, each out of a set."""
+        values = self.texts(key)
+        if values is not None and not set(values) <= set(allowed):
+            raise PolicyDocumentError(f"{self.name(key)} may hold {', '.join(sorted(allowed))}", hint=_PAGE)
         return values
 
     def table(self, key: str) -> Table:

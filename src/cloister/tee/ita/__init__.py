@@ -1,0 +1,1 @@
+"""Intel Trust Authority: tokens of a verification service."""
