@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -30,6 +30,7 @@ from cloister.policy.document import Policy
 from cloister.policy.draft import draft
 from cloister.policy.verdict import Verdict
 from cloister.tee.checks import Checklist
+from cloister.tee.evidence import Offers
 from cloister.tee.nitro import verify as nitro
 from cloister.tee.sim.attest import SimulatedNitro
 from cloister.tee.sim.root import SimulatedRoot
@@ -69,10 +70,9 @@ def _bundle() -> bytes:
     root, paths = challenge.gather([NONCE, b"m" * 32])
     bundle = Bundle(
         statement_bytes=KEY.statement_bytes, statement=KEY.statement, nonce=NONCE, path=paths[0],
-        media_type=ATTESTER.media_type, evidence=b"",
+        offers=Offers.one("", b""),
     )  # fmt: skip
-    evidence = ATTESTER.attest(bundle.binding, root)
-    return Bundle(**{**{f: getattr(bundle, f) for f in bundle.__dataclass_fields__}, "evidence": evidence}).to_bytes()
+    return replace(bundle, offers=ATTESTER.offer(bundle.binding, root)).to_bytes()
 
 
 def _verdicts() -> list[bytes]:

@@ -65,6 +65,10 @@ class Checklist:
         at = len(items) if after is None else list(self._planned).index(after) + 1
         self._planned = dict((*items[:at], *checks, *items[at:]))
 
+    def __contains__(self, check_id: str) -> bool:
+        """Is the check planned?"""
+        return check_id in self._planned
+
     @contextmanager
     def step(self, check_id: str) -> Iterator[Step]:
         """Run one planned check: leaving normally passes it, a CloisterError fails it and goes on up."""

@@ -8,22 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from cloister.tee.claims import Claims
 from cloister.tee.context import Context
+from cloister.tee.evidence import Role
 from cloister.trust.anchors import Anchor
 from cloister.wire.toml import Table
-
-
-class Role(StrEnum):
-    """Where a format stands in a bundle (PROTOCOL.md section 4.6)."""
-
-    CPU = "cpu"
-    GPU = "gpu"
-    #: An attestation result: a verification service's signed word about evidence (RFC 9334 section 8.4).
-    RESULT = "ar"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,25 +6,34 @@ Whoever brought an item, a verifier checks its own signature and dates again. Wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from cloister.errors import MalformedError
 
-#: Every kind of item, and what its bytes are.
+#: Every kind of item, and the media type of its bytes.
 KINDS: Mapping[str, str] = {
-    "amd-vcek": "X.509, DER: a chip's or cloud's endorsement key (VCEK, VLEK)",
-    "amd-ask": "X.509, DER: an intermediate (ASK, ASVK) newer than the built-in ones",
-    "amd-crl": "X.509 CRL, DER: what the ARK of one product line has revoked",
-    "intel-collateral": "JSON: TCB info, QE identity, PCK and root CRLs with their chains, as dcap-qvl names them",
-    "tcg-event-log": "TCG PC Client event log (crypto agile) or its CC variant",
-    "azure-ak": "X.509, DER: an attestation key's certificate and intermediates under Azure's vTPM root",
-    "google-ak": "X.509, DER: an attestation key's certificate and intermediates under Google's EK/AK root",
-    "google-endorsement": "protobuf VMLaunchEndorsement of Google's firmware",
-    "nvidia-rim": "XML: a signed Reference Integrity Manifest of a driver or VBIOS",
-    "nvidia-ocsp": "OCSP response, DER",
-    "intel-ita-crl": "X.509 CRL, DER: of Intel Trust Authority's CAs",
-    "jwks": "JSON {issuer, keys}: RFC 7517 keys of one token issuer, unsigned",
+    # A chip's or cloud's endorsement key (VCEK, VLEK); an intermediate newer than the built-in ones (ASK, ASVK); what
+    # the ARK of one product line has revoked.
+    "amd-vcek": "application/pkix-cert",
+    "amd-ask": "application/pkix-cert",
+    "amd-crl": "application/pkix-crl",
+    # TCB info, QE identity, PCK and root CRLs with their chains, as dcap-qvl names them.
+    "intel-collateral": "application/json",
+    # TCG PC Client event log (crypto agile) or its variant for confidential computing.
+    "tcg-event-log": "application/vnd.cloister.tcg-event-log",
+    # An attestation key's certificate and intermediates under a cloud's vTPM root.
+    "azure-ak": "application/pkix-cert",
+    "google-ak": "application/pkix-cert",
+    # VMLaunchEndorsement of Google's firmware.
+    "google-endorsement": "application/vnd.cloister.google-endorsement",
+    # A signed Reference Integrity Manifest of a driver or VBIOS; whether a certificate was revoked.
+    "nvidia-rim": "application/xml",
+    "nvidia-ocsp": "application/ocsp-response",
+    # What Intel Trust Authority's CAs have revoked.
+    "ita-crl": "application/pkix-crl",
+    # {issuer, keys}: the keys of one token issuer (RFC 7517), unsigned.
+    "jwks": "application/jwk-set+json",
 }
 #: Kinds that prove nothing by themselves.
 UNSIGNED = frozenset({"jwks"})
@@ -40,15 +49,19 @@ class Item:
     data: bytes
 
 
+@dataclass(frozen=True)
 class Collateral:
-    """An immutable collection of items; the same kind may occur many times."""
+    """Items in order; the same kind may occur many times.
 
-    def __init__(self, items: Iterable[Item] = ()) -> None:
-        """Raises MalformedError for an unknown kind and beyond MAX_ITEMS or MAX_ITEM bytes."""
-        self._items = tuple(items)
-        if len(self._items) > MAX_ITEMS:
+    Raises MalformedError for an unknown kind and beyond MAX_ITEMS or MAX_ITEM bytes.
+    """
+
+    items: tuple[Item, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.items) > MAX_ITEMS:
             raise MalformedError(f"collateral: more than {MAX_ITEMS} items")
-        for item in self._items:
+        for item in self.items:
             if item.kind not in KINDS:
                 raise MalformedError("collateral: an item of unknown kind")
             if len(item.data) > MAX_ITEM:
@@ -66,11 +79,8 @@ class Collateral:
         """Every item of a kind, in order."""
         if kind not in KINDS:
             raise ValueError(kind)
-        return tuple(item.data for item in self._items if item.kind == kind)
+        return tuple(item.data for item in self.items if item.kind == kind)
 
     def __add__(self, other: Collateral) -> Collateral:
         """Both, these first."""
-        return Collateral((*self._items, *other))
-
-    def __iter__(self) -> Iterator[Item]:
-        return iter(self._items)
+        return Collateral((*self.items, *other.items))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 
 from cloister.errors import PolicyDocumentError
@@ -38,6 +38,38 @@ def quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+def write(members: Mapping[str, object], path: str = "") -> list[str]:
+    """Lines of a table as TOML: strings, whole numbers, booleans, lists of them, tables and lists of tables.
+
+    Raises ValueError for anything else. Plain members come first, so that the lines read back as the same table.
+    """
+    lines, later = list[str](), list[str]()
+    for key, value in members.items():
+        name = key if _BARE_KEY.match(key) else quote(key)
+        inner = f"{path}.{name}" if path else name
+        if isinstance(value, Mapping):
+            later += ["", f"[{inner}]", *write(value, inner)]
+        elif isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
+            for each in value:
+                later += ["", f"[[{inner}]]", *write(each, inner)]
+        else:
+            lines.append(f"{name} = {_value(value)}")
+    return lines + later
+
+
+def _value(value: object) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value)
+        case str():
+            return quote(value)
+        case list():
+            return f"[{', '.join(map(_value, value))}]"
+    raise ValueError("a value that a document cannot hold")
+
+
 class Table:
     """One TOML table: typed getters that give None for what is absent, and a record of what was asked for.
 
@@ -48,6 +80,11 @@ class Table:
         self._members = members
         self.path = path
         self._asked: set[str] = set()
+
+    @property
+    def members(self) -> Mapping[str, object]:
+        """What the table holds, as the parser gave it."""
+        return self._members
 
     def name(self, key: str) -> str:
         """The path of a member, as a message shows it: an unusual key is escaped and cut."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from cloister.tee import binding
 from cloister.tee.claims import Claims
 from cloister.tee.context import Context
-from cloister.tee.format import Format, Role
+from cloister.tee.evidence import Role
+from cloister.tee.format import Format
 from cloister.tee.nitro import MEDIA_TYPE, rules, verify
 from cloister.tee.nitro.roots import ANCHORS
 
