@@ -88,9 +88,11 @@ class Expected:
 def plan(checklist: Checklist, policy: Policy, *, subject: Subject = Subject.KEY) -> None:
     """Add every check of an appraisal to the list, in order, as far as the policy alone determines them."""
     checklist.plan((*ENVELOPE, *(RULES if subject is Subject.KEY else EVIDENCE)))
+    if subject is Subject.EVIDENCE:
+        return
     if len(policy.tees) == 1:
         _plan_format(checklist, registry.get(policy.tees[0]), "policy.tee", subject)
-    if len(policy.gpus) == 1 and subject is Subject.KEY:
+    if len(policy.gpus) == 1:
         _plan_format(checklist, registry.get(policy.gpus[0]), GPU, subject)
 
 
@@ -199,7 +201,8 @@ class _Appraisal:
         return claims
 
     def _chosen(self) -> tuple[Format, Offer]:
-        for name in self.policy.tees:
+        # By itself, evidence of GPUs may be looked at too.
+        for name in self.policy.tees if self.subject is Subject.KEY else (*self.policy.tees, *self.policy.gpus):
             form = registry.get(name)
             for offer in self.offers:
                 if offer.role is form.role and offer.media_type == form.media_type:

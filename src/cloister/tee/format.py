@@ -54,6 +54,8 @@ class Format:
     verify: Callable[[bytes, Context], Claims]
     rules: tuple[Rule, ...]
     bind: Callable[[Claims, bytes, bytes | None], None]
+    #: Decodes without verifying, for people to look at; raises MalformedError.
+    parse: Callable[[bytes], object]
     anchors: tuple[Anchor, ...] = ()
     inner: tuple[str, ...] = ()
     #: Kinds of collateral (trust/collateral.py) that `verify` looks at.

@@ -6,10 +6,14 @@ Whoever brought an item, a verifier checks its own signature and dates again. Wh
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from cloister.errors import MalformedError
+from cloister.errors import MalformedError, UsageError
 
 #: Every kind of item, and the media type of its bytes.
 KINDS: Mapping[str, str] = {
@@ -39,6 +43,9 @@ KINDS: Mapping[str, str] = {
 UNSIGNED = frozenset({"jwks"})
 MAX_ITEM = 1024 * 1024
 MAX_ITEMS = 128
+_PEM = re.compile(
+    rb"-----BEGIN (?:CERTIFICATE|X509 CRL)-----\s+([A-Za-z0-9+/=\s]+?)-----END (?:CERTIFICATE|X509 CRL)-----"
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,26 @@ class Collateral:
             raise MalformedError("collateral: a bundle cannot vouch for unsigned keys")
         return cls(kept)
 
+    @classmethod
+    def from_folder(cls, folder: Path) -> Collateral:
+        """The files of a folder by name: `KIND` or `KIND.anything` (`amd-crl.genoa.der`); certificates also as PEM.
+
+        Files of other names are errors, because a misspelt kind would be collateral that nobody looks at. Raises
+        UsageError or MalformedError.
+        """
+        items = list[Item]()
+        try:
+            for file in sorted(folder.iterdir()):
+                kind = file.name.partition(".")[0]
+                if kind not in KINDS:
+                    raise UsageError(f"{file} is no kind of collateral", hint=f"Name it KIND.*: {', '.join(KINDS)}.")
+                if file.stat().st_size > MAX_ITEM:
+                    raise MalformedError(f"collateral: {kind} has more than {MAX_ITEM} bytes")
+                items += [Item(kind, data) for data in _decoded(kind, file.read_bytes())]
+        except OSError as error:
+            raise UsageError(f"cannot read collateral in {folder}: {error.strerror}") from None
+        return cls(tuple(items))
+
     def of(self, kind: str) -> tuple[bytes, ...]:
         """Every item of a kind, in order."""
         if kind not in KINDS:
@@ -84,3 +111,18 @@ class Collateral:
     def __add__(self, other: Collateral) -> Collateral:
         """Both, these first."""
         return Collateral((*self.items, *other.items))
+
+
+def _decoded(kind: str, data: bytes) -> list[bytes]:
+    """DER as it is; every block of a PEM file."""
+    blocks = (
+        [body for _, body in _PEM.findall(data)]
+        if KINDS[kind] in ("application/pkix-cert", "application/pkix-crl")
+        else []
+    )
+    if not blocks:
+        return [data]
+    try:
+        return [base64.b64decode(b"".join(block.split()), validate=True) for block in blocks]
+    except binascii.Error:
+        raise MalformedError(f"collateral: {kind} is not PEM") from None

@@ -8,7 +8,9 @@ from cloister.tee.context import Context
 from cloister.tee.evidence import Role
 from cloister.tee.format import Format
 from cloister.tee.nitro import MEDIA_TYPE, rules, verify
+from cloister.tee.nitro.evidence import MAX_DOCUMENT, AttestationDocument
 from cloister.tee.nitro.roots import ANCHORS
+from cloister.wire import cose
 
 
 def _verify(evidence: bytes, context: Context) -> Claims:
@@ -22,6 +24,11 @@ def _verify(evidence: bytes, context: Context) -> Claims:
     )
 
 
+def _parse(evidence: bytes) -> AttestationDocument:
+    message = cose.Sign1.parse(evidence, "attestation document", limit=MAX_DOCUMENT)
+    return AttestationDocument.parse(message.payload)
+
+
 FORMATS = (
     Format(
         name="nitro",
@@ -32,6 +39,7 @@ FORMATS = (
         verify=_verify,
         rules=rules.RULES,
         bind=binding.user_data_and_nonce,
+        parse=_parse,
         anchors=ANCHORS,
     ),
 )
