@@ -43,9 +43,8 @@ KINDS: Mapping[str, str] = {
 UNSIGNED = frozenset({"jwks"})
 MAX_ITEM = 1024 * 1024
 MAX_ITEMS = 128
-_PEM = re.compile(
-    rb"-----BEGIN (?:CERTIFICATE|X509 CRL)-----\s+([A-Za-z0-9+/=\s]+?)-----END (?:CERTIFICATE|X509 CRL)-----"
-)
+_PEM = re.compile(rb"-----BEGIN (CERTIFICATE|X509 CRL)-----\s+([A-Za-z0-9+/=\s]+?)-----END \1-----")
+_X509 = ("application/pkix-cert", "application/pkix-crl")
 
 
 @dataclass(frozen=True)
@@ -115,11 +114,7 @@ class Collateral:
 
 def _decoded(kind: str, data: bytes) -> list[bytes]:
     """DER as it is; every block of a PEM file."""
-    blocks = (
-        [body for _, body in _PEM.findall(data)]
-        if KINDS[kind] in ("application/pkix-cert", "application/pkix-crl")
-        else []
-    )
+    blocks = [body for _, body in _PEM.findall(data)] if KINDS[kind] in _X509 else []
     if not blocks:
         return [data]
     try:
