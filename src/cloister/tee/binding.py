@@ -30,6 +30,12 @@ def report_data(claims: Claims, binding: bytes, challenge: bytes | None) -> None
     _check(claims.user_data, binding.ljust(REPORT_DATA, b"\x00"))
 
 
+def user_data_alone(claims: Claims, binding: bytes, challenge: bytes | None) -> None:
+    """Require user_data == binding (32 bytes) exactly; raises NotGenuineError. B covers the challenge."""
+    del challenge
+    _check(claims.user_data, binding)
+
+
 def _check(carried: bytes | None, expected: bytes) -> None:
     if carried is None or not hmac.compare_digest(carried, expected):
         raise NotGenuineError("the evidence does not bind this replica's key statement")

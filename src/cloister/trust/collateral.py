@@ -34,7 +34,8 @@ KINDS: Mapping[str, str] = {
     # A signed Reference Integrity Manifest of a driver or VBIOS; whether a certificate was revoked.
     "nvidia-rim": "application/xml",
     "nvidia-ocsp": "application/ocsp-response",
-    # What Intel Trust Authority's CAs have revoked.
+    # Intel Trust Authority's key set, whose keys have chains to its root; what its CAs have revoked.
+    "ita-certs": "application/jwk-set+json",
     "ita-crl": "application/pkix-crl",
     # {issuer, keys}: the keys of one token issuer (RFC 7517), unsigned.
     "jwks": "application/jwk-set+json",

@@ -15,6 +15,14 @@ from cloister.trust.chain import Profile, check_signed
 MAX_CRL = 1024 * 1024
 
 
+def issuer(der: bytes) -> str:
+    """Whose list it says it is (RFC 4514), to find the key to check it with; raises MalformedError."""
+    try:
+        return x509.load_der_x509_crl(der).issuer.rfc4514_string()
+    except (ValueError, TypeError):
+        raise MalformedError("CRL: not an X.509 certificate revocation list") from None
+
+
 def load(
     der: bytes, issuer_name: x509.Name | str, issuer_key: CertificatePublicKeyTypes, profile: Profile, *, now: datetime
 ) -> x509.CertificateRevocationList:

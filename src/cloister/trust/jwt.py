@@ -95,8 +95,12 @@ class KeySet:
         Entries of another type, use or without a `kid` are passed over (RFC 7517 section 5); one that claims to be an
         RSA or EC signing key must be one.
         """
-        members = strict_json.loads(data, "key set", limit=MAX_KEY_SET)
-        fields = strict_json.Fields(members, "key set")
+        fields = strict_json.Fields(strict_json.loads(data, "key set", limit=MAX_KEY_SET), "key set")
+        return cls.of_issuer(fields, fields.text("issuer"))
+
+    @classmethod
+    def of_issuer(cls, fields: strict_json.Fields, issuer: str) -> KeySet:
+        """The keys in a JWK Set document that is known to be of `issuer`; raises MalformedError."""
         entries = fields.array("keys", limit=MAX_KEYS)
         keys = []
         for entry in entries:
@@ -105,7 +109,7 @@ class KeySet:
             key = _key(entry)
             if key is not None:
                 keys.append(key)
-        return cls(issuer=fields.text("issuer"), keys=tuple(keys))
+        return cls(issuer=issuer, keys=tuple(keys))
 
     @classmethod
     def of(cls, collateral: Collateral, issuer: str) -> KeySet:

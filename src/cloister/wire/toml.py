@@ -154,6 +154,15 @@ class Table:
                 )
         return values
 
+    def hex(self, key: str, size: int) -> str | None:
+        """A string of `size` bytes in lower-case hex."""
+        value = self.text(key)
+        if value is not None and (len(value) != 2 * size or not _HEX.match(value)):
+            raise PolicyDocumentError(
+                f"{self.name(key)} must be {2 * size} lower-case hex digits", hint="Copy it from the build."
+            )
+        return value
+
     def number(self, key: str, smallest: int, largest: int) -> int | None:
         """A whole number in the closed range."""
         value = self._get(key, int, "a whole number")
