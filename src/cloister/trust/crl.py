@@ -49,6 +49,16 @@ def load(
     return revocations
 
 
+def issuer(der: bytes) -> str:
+    """The name (RFC 4514) that a list gives itself, to choose by; raises MalformedError."""
+    if len(der) > MAX_CRL:
+        raise MalformedError(f"CRL: {len(der)} bytes, the limit is {MAX_CRL}")
+    try:
+        return x509.load_der_x509_crl(der).issuer.rfc4514_string()
+    except (ValueError, TypeError):
+        raise MalformedError("CRL: not an X.509 certificate revocation list") from None
+
+
 def check_not_revoked(revocations: x509.CertificateRevocationList, certificate: x509.Certificate, what: str) -> None:
     """Raises NotGenuineError for a certificate whose serial number is on the list."""
     if revocations.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
