@@ -173,8 +173,8 @@ class Firmware:
 class Report:
     """A report as parsed; nothing in it is trusted before the signature is checked.
 
-    TCB versions are the raw 8 bytes, for their layout depends on the product. `product` is None in version 2, which does
-    not name it. `r` and `s` are the signature's integers. The mitigation vectors are None before version 5.
+    TCB versions are the raw 8 bytes, for their layout depends on the product. `product` is None in version 2, which
+    does not name it. `r` and `s` are the signature's integers. The mitigation vectors are None before version 5.
     """
 
     version: int

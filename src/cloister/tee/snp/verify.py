@@ -125,7 +125,7 @@ def verify(evidence: bytes, context: Context) -> Claims:
 
 
 def _choose(report: Report, certificates: Sequence[bytes]) -> Endorsement:
-    """Of several, the one that says it is for this report; else the first, so that a check below names the difference."""
+    """Of several, the one that says it is for this report; else the first, so that a later check says what differs."""
     if not certificates:
         raise UndecidedError(
             f"the {report.signing_key} certificate is missing",
@@ -210,7 +210,10 @@ def _check_signature(report: Report, key: ec.EllipticCurvePublicKey) -> None:
     try:
         key.verify(encode_dss_signature(report.r, report.s), report.signed, ec.ECDSA(SHA384()))
     except InvalidSignature:
-        raise NotGenuineError("the report was not signed by the key of this certificate") from None
+        raise NotGenuineError(
+            "the report was not signed by the key of this certificate",
+            hint="A VCEK is for one chip at one TCB; after an update of its firmware there is another.",
+        ) from None
 
 
 def _check_endorsement(verified: Verified) -> str:
