@@ -285,3 +285,7 @@ def test_an_ask_may_come_along(vectors: Path) -> None:
     der = ask.public_bytes(Encoding.DER)
     now = datetime(2026, 3, 1, tzinfo=UTC)
     assert _verify(report, vcek, now=now, ask=der).genuine
+    # A built-in intermediate counts only where its own root does.
+    for more in ({}, {"ask": der}):
+        with pytest.raises((UndecidedError, NotGenuineError)):
+            s.Setting(items=s.items(vcek=vcek, **more), anchors=(s.root("Genoa"),), now=now).verify(report)
