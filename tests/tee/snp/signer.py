@@ -200,9 +200,7 @@ def revocations(
     for serial in serials:
         entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(start)
         builder = builder.add_revoked_certificate(entry.build())
-    made = builder.sign(
-        _rsa(signer or f"ARK-{product}"), SHA384(), rsa_padding=padding.PSS(padding.MGF1(SHA384()), 48)
-    )
+    made = builder.sign(_rsa(signer or f"ARK-{product}"), SHA384(), rsa_padding=padding.PSS(padding.MGF1(SHA384()), 48))
     return made.public_bytes(Encoding.DER)
 
 
@@ -283,5 +281,3 @@ def setting(
     if crl is not None:
         parts["crl"] = crl
     return Setting(items=items(**parts), anchors=(root(product),), now=now)
-
-

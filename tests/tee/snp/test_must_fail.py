@@ -143,9 +143,7 @@ def test_missing_certificates_are_undecided() -> None:
     vcek, ask = whole.items
     _refused(s.Setting(items=(ask,), anchors=whole.anchors), GOOD, "certificate", UndecidedError, "VCEK")
     _refused(s.Setting(items=(vcek,), anchors=whole.anchors), GOOD, "chain", UndecidedError, "SEV-Genoa")
-    _refused(
-        s.Setting(items=(ask,), anchors=whole.anchors), s.report(vlek=True), "certificate", UndecidedError, "VLEK"
-    )
+    _refused(s.Setting(items=(ask,), anchors=whole.anchors), s.report(vlek=True), "certificate", UndecidedError, "VLEK")
 
 
 def test_our_authority_is_not_amd() -> None:
@@ -270,7 +268,9 @@ def test_a_root_that_has_ended() -> None:
 def test_a_second_intermediate_of_the_same_name() -> None:
     older = s.intermediate("Genoa", end=SOON)
     setting = s.Setting(
-        items=s.items(vcek=s.endorsement("Genoa"), ask=older, ask2=s.intermediate("Milan"), ask3=s.intermediate("Genoa")),
+        items=s.items(
+            vcek=s.endorsement("Genoa"), ask=older, ask2=s.intermediate("Milan"), ask3=s.intermediate("Genoa")
+        ),
         anchors=(s.root("Genoa"),),
     )
     assert setting.verify(GOOD).facts["product"] == "Genoa"
@@ -306,9 +306,7 @@ def test_revocation() -> None:
     vlek = s.setting(vlek=True, vcek=s.endorsement("Genoa", vlek=True, serial=99))
     evidence = s.report(vlek=True)
     vlek.verify(evidence)
-    revoked = s.setting(
-        vlek=True, vcek=s.endorsement("Genoa", vlek=True, serial=99), crl=s.revocations("Genoa", [99])
-    )
+    revoked = s.setting(vlek=True, vcek=s.endorsement("Genoa", vlek=True, serial=99), crl=s.revocations("Genoa", [99]))
     _refused(revoked, evidence, "revocation", NotGenuineError, "VLEK was revoked")
     # Every VCEK has the serial number 0 or any: a list that names it means another certificate.
     assert s.setting(vcek=s.endorsement("Genoa", serial=99), crl=s.revocations("Genoa", [99])).verify(GOOD)

@@ -149,7 +149,10 @@ def test_certificates_of_others_and_other_times(vectors: Path, entries: dict) ->
     # Of several, the right one is found.
     claims = _verify(genoa, keys["milan"], now=now, vcek2=_read(folder / "lunal_genoa_vcek.der"), vcek3=keys["genoa"])
     assert claims.facts["product"] == "Genoa"
-    for when, word in ((datetime(2026, 1, 1, tzinfo=UTC), "not valid yet"), (datetime(2034, 1, 1, tzinfo=UTC), "expired")):
+    for when, word in (
+        (datetime(2026, 1, 1, tzinfo=UTC), "not valid yet"),
+        (datetime(2034, 1, 1, tzinfo=UTC), "expired"),
+    ):
         with pytest.raises(NotGenuineError, match=word):
             _verify(genoa, keys["genoa"], now=when)
     with pytest.raises(UndecidedError, match="VCEK certificate is missing"):

@@ -190,5 +190,3 @@ def test_the_readme_numbers_its_steps_like_the_code() -> None:
     ]
     assert numbered == expected
     assert [int(number) for number, _ in numbered] == list(range(1, len(expected) + 1))
-
-

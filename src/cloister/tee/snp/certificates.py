@@ -1,6 +1,6 @@
 """Endorsement key certificates, VCEK and VLEK (AMD 57230, "VCEK Certificate and KDS Interface Specification").
 
-And the table of them that a guest gets beside its report (AMD 56421, "GHCB Standardization", SNP Extended Guest Request).
+And the table of them that a guest gets beside its report (AMD 56421, "GHCB Standardization", Extended Guest Request).
 """
 
 from __future__ import annotations
