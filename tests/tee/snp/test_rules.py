@@ -190,3 +190,17 @@ def test_the_readme_numbers_its_steps_like_the_code() -> None:
     ]
     assert numbered == expected
     assert [int(number) for number, _ in numbered] == list(range(1, len(expected) + 1))
+
+
+def test_the_policy_of_the_documentation_reads() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "snp.md").read_text()
+    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    document = toml.parse(text.encode(), limit=10_000)
+    table = document.table("snp")
+    stated = {rule.name for rule in rules.RULES if rule.read(table) is not None}
+    table.done()
+    assert set(BY_NAME) - stated == {"csp_id", "chip_id", "host_data", "id_key_digest", "author_key_digest"}
+    keys = set(
+        re.findall(r"`([a-z_]+)`", "\n".join(line.split("|")[1] for line in page.splitlines() if line[:3] == "| `"))
+    )
+    assert keys == set(BY_NAME)

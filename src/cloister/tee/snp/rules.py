@@ -213,7 +213,7 @@ def _all_or_nothing(table: Table, values: Mapping[str, T | None]) -> dict[str, T
     stated = {name: value for name, value in values.items() if value is not None}
     if stated and len(stated) < len(values):
         missing = ", ".join(name for name in values if name not in stated)
-        raise PolicyDocumentError(f"{table.path} lacks {missing}", hint="A table is stated whole; see docs/policy.md.")
+        raise PolicyDocumentError(f"{table.path} lacks {missing}", hint="A table is stated whole; see docs/snp.md.")
     return stated or None
 
 
