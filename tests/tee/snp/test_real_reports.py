@@ -173,9 +173,15 @@ def test_reports_that_azure_envelops(vectors: Path) -> None:
         content = json.loads((folder / name).read_text())
         content = content.get("evidence", content)
         found.append((_base64(content["hcl_report"]), _base64(content["vcek"])))
+    for name, key in (
+        ("azure/trustee_snp_hcl-report.bin", "azure/trustee_snp_vcek.pem"),
+        ("snp/openpcc_azure_report.txt", "snp/openpcc_azure_vcek.pem"),
+    ):
+        found.append((_read(vectors / name), _read(vectors / key)))
     for report, vcek in found:
         assert report[:4] == b"HCLA"
-        claims = _verify(report[32 : 32 + 1184], vcek, now=datetime(2025, 6, 1, tzinfo=UTC))
+        issued = Endorsement.parse(vcek).certificate.not_valid_before_utc
+        claims = _verify(report[32 : 32 + 1184], vcek, now=issued + timedelta(days=1))
         assert claims.genuine
         assert not claims.debug
         assert claims.user_data is not None

@@ -189,6 +189,7 @@ def test_the_readme_numbers_its_steps_like_the_code() -> None:
         *((rule.title.partition(".")[0], f"snp.{rule.name}") for rule in rules.RULES),
     ]
     assert numbered == expected
+    assert len({check for _, check in numbered}) == len(numbered)
     assert [int(number) for number, _ in numbered] == list(range(1, len(expected) + 1))
 
 

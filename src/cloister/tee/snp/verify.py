@@ -26,7 +26,7 @@ CHECKS: tuple[tuple[str, str], ...] = (
     ("snp.report", "1. One report of 1184 bytes, version 2 to 5, reserved bytes zero, ECDSA P-384 with SHA-384"),
     ("snp.certificate", "2. A VCEK or VLEK certificate of AMD's shape is there, for this product and kind of key"),
     ("snp.chain", "3. It chains to the product's ARK through an ASK or ASVK and is valid at the time of the check"),
-    ("snp.revocation", "4. No list of the ARK that was given revokes the intermediate or the VLEK"),
+    ("snp.crl", "4. No list of the ARK that was given revokes the intermediate or the VLEK"),
     ("snp.signature", "5. The endorsement key signed this report"),
     ("snp.endorsement", "6. The certificate is for the TCB that the report states, and for its chip"),
     ("snp.firmware", "7. The report does not contradict itself: nothing committed is newer than what runs"),
@@ -84,7 +84,7 @@ def verify(evidence: bytes, context: Context) -> Claims:
     with checklist.step("snp.chain") as step:
         path = _validate(endorsement, product, context)
         step.detail = f"{len(path.subjects)} names from {path.root.subject}"
-    with checklist.step("snp.revocation") as step:
+    with checklist.step("snp.crl") as step:
         lists = _lists(path.root, context)
         for revocations in lists:
             _check_not_revoked(revocations, path.serial, "the intermediate")
@@ -161,6 +161,8 @@ def _validate(endorsement: Endorsement, product: Product, context: Context) -> _
     """Through a built-in intermediate, or one that came along: names choose, signatures decide."""
     certificate, now = endorsement.certificate, context.now
     roots = [anchor for anchor in context.roots("snp", ANCHORS) if f"CN=ARK-{product}" in anchor.subject.split(",")]
+    if not roots:
+        raise NotGenuineError(f"no root of {product} is trusted here")
     issuer, leaf = certificate.issuer.rfc4514_string(), certificate.subject.rfc4514_string()
     failure: NotGenuineError | None = None
     for known in INTERMEDIATES:
