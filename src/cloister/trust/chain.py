@@ -15,6 +15,7 @@ from datetime import datetime
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from cloister.errors import NotGenuineError
 from cloister.trust import signatures
@@ -41,15 +42,23 @@ P384 = Profile(algorithms=frozenset({Algorithm.ECDSA_P384_SHA384}))
 
 
 def validate(
-    chain: Sequence[bytes], leaf: bytes, anchors: Sequence[Anchor], *, now: datetime, profile: Profile = P384
+    chain: Sequence[bytes],
+    leaf: bytes | x509.Certificate,
+    anchors: Sequence[Anchor],
+    *,
+    now: datetime,
+    profile: Profile = P384,
 ) -> tuple[Anchor, tuple[x509.Certificate, ...]]:
-    """Validate DER `chain` (nearest to the root first) and `leaf` at `now` (aware).
+    """Validate DER `chain` (nearest to the root first) and `leaf` (DER, or parsed already) at `now` (aware).
 
     Returns the anchor and the parsed certificates, leaf last. Raises MalformedError or NotGenuineError.
     """
-    certificates = tuple(load_certificate(der, f"certificate {at}") for at, der in enumerate([*chain, leaf]))
+    certificates = tuple(
+        der if isinstance(der, x509.Certificate) else load_certificate(der, f"certificate {at}")
+        for at, der in enumerate([*chain, leaf])
+    )
     if profile.rooted:
-        anchor = _by_digest((*chain, leaf)[0], anchors)
+        anchor = _by_digest(certificates[0].public_bytes(Encoding.DER), anchors)
     else:
         anchor = _by_signature(certificates[0], anchors, now, profile)
     for at, certificate in enumerate(certificates):

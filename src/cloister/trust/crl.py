@@ -15,14 +15,6 @@ from cloister.trust.chain import Profile, check_signed
 MAX_CRL = 1024 * 1024
 
 
-def issuer(der: bytes) -> str:
-    """Whose list it says it is (RFC 4514), to find the key to check it with; raises MalformedError."""
-    try:
-        return x509.load_der_x509_crl(der).issuer.rfc4514_string()
-    except (ValueError, TypeError):
-        raise MalformedError("CRL: not an X.509 certificate revocation list") from None
-
-
 def load(
     der: bytes, issuer_name: x509.Name | str, issuer_key: CertificatePublicKeyTypes, profile: Profile, *, now: datetime
 ) -> x509.CertificateRevocationList:
@@ -55,6 +47,16 @@ def load(
     if revocations.next_update_utc is None or revocations.next_update_utc < now:
         raise NotGenuineError("the CRL is stale", hint="Get a newer one from the vendor.")
     return revocations
+
+
+def issuer(der: bytes) -> str:
+    """The name (RFC 4514) that a list gives itself, to choose by; raises MalformedError."""
+    if len(der) > MAX_CRL:
+        raise MalformedError(f"CRL: {len(der)} bytes, the limit is {MAX_CRL}")
+    try:
+        return x509.load_der_x509_crl(der).issuer.rfc4514_string()
+    except (ValueError, TypeError):
+        raise MalformedError("CRL: not an X.509 certificate revocation list") from None
 
 
 def check_not_revoked(revocations: x509.CertificateRevocationList, certificate: x509.Certificate, what: str) -> None:
