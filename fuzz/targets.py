@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -31,6 +31,7 @@ from cloister.policy.document import Policy
 from cloister.policy.draft import draft
 from cloister.policy.verdict import Verdict
 from cloister.tee.checks import Checklist
+from cloister.tee.evidence import Offers
 from cloister.tee.nitro import verify as nitro
 from cloister.tee.sim.attest import SimulatedNitro
 from cloister.tee.sim.root import SimulatedRoot
@@ -38,6 +39,7 @@ from cloister.trust.anchors import Anchor
 from cloister.weights import manifest
 from cloister.weights.keys import WrappedKey
 from cloister.wire import bhttp, cbor, cose, strict_json
+from fuzz import snp_targets
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Target:
 
     name: str
     corpus: Callable[[], list[bytes]]
-    run: Callable[[bytes], None]
+    run: Callable[[bytes], object]
 
 
 NOW = datetime.now(UTC)
@@ -70,10 +72,9 @@ def _bundle() -> bytes:
     root, paths = challenge.gather([NONCE, b"m" * 32])
     bundle = Bundle(
         statement_bytes=KEY.statement_bytes, statement=KEY.statement, nonce=NONCE, path=paths[0],
-        media_type=ATTESTER.media_type, evidence=b"",
+        offers=Offers.one("", b""),
     )  # fmt: skip
-    evidence = ATTESTER.attest(bundle.binding, root)
-    return Bundle(**{**{f: getattr(bundle, f) for f in bundle.__dataclass_fields__}, "evidence": evidence}).to_bytes()
+    return replace(bundle, offers=ATTESTER.offer(bundle.binding, root)).to_bytes()
 
 
 def _verdicts() -> list[bytes]:
@@ -220,6 +221,7 @@ TARGETS: tuple[Target, ...] = (
     Target("nitro-cli", lambda: [json.dumps([ENCLAVE]).encode()], lambda data: void(nitro_cli.parse_describe(data))),
     Target("nitro-cli-run", lambda: [json.dumps(ENCLAVE).encode()], lambda data: void(nitro_cli.parse_run(data))),
     Target("pipe", lambda: [pack(Kind.CHUNK, 7, b"{}") * 3], lambda data: void(Unpacker().push(data))),
+    *(Target(name, corpus, run) for name, corpus, run in snp_targets.TARGETS),
 )  # fmt: skip
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from cloister.client.transport import AsyncSealedTransport, SealedTransport, async_http_client, http_client
     from cloister.policy.document import Policy
     from cloister.policy.verdict import Verdict
+    from cloister.trust.collateral import Collateral
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "AsyncSealedTransport",
     "ChannelError",
     "CloisterError",
+    "Collateral",
     "EngineCrashed",
     "EngineError",
     "GatewayRefusedError",
@@ -74,6 +76,7 @@ __all__ = [
 # Loaded on first use: `import cloister` stays cheap, and the errors can be caught without any cryptography.
 _LAZY = {
     "AsyncSealedTransport": "cloister.client.transport",
+    "Collateral": "cloister.trust.collateral",
     "Policy": "cloister.policy.document",
     "SealedTransport": "cloister.client.transport",
     "Verdict": "cloister.policy.verdict",

@@ -17,6 +17,7 @@ from cloister.channel.bundle import Bundle
 from cloister.channel.receipt import Receipt, commitment
 from cloister.channel.statement import KeyStatement, binding, key_identifier
 from cloister.errors import MalformedError, NotGenuineError, ReceiptError
+from cloister.tee.evidence import Offers
 from cloister.wire.strict_json import decode_base64url, encode_base64url
 
 VECTORS = Path(os.environ.get("CLOISTER_VECTORS", Path(__file__).parents[2].parent / "shared" / "vectors"))
@@ -177,8 +178,7 @@ def _bundle(nonce: bytes | None = b"n" * 32) -> Bundle:
         statement=STATEMENT,
         nonce=nonce,
         path=paths[1] if nonce else (),
-        media_type="application/vnd.cloister.nitro-doc",
-        evidence=b"evidence",
+        offers=Offers.one("application/vnd.cloister.nitro-doc", b"evidence"),
     )
 
 
@@ -198,7 +198,12 @@ def test_bundle_round_trip(nonce: bytes | None) -> None:
         (b",4]", b",5]"),
         (b",4]", b"]"),
         (b",4]", b",true]"),
-        (b",4]", b',4],"gpu":["a","AA",4]'),
+        (b",4]", b',4],"npu":["a","AA",4]'),
+        (b",4]", b',4],"gpu":["a","AA",2]'),
+        (b",4]", b',4],"amd-crl.0":["application/pkix-cert","AA",2]'),
+        (b",4]", b',4],"amd-crl.00":["application/pkix-crl","AA",2]'),
+        (b",4]", b',4],"amd-crl":["application/pkix-crl","AA",2]'),
+        (b",4]", b',4],"jwks.0":["application/jwk-set+json","AA",2]'),
         (b"tag:cloister", b"tag:else"),
         (b'"statement"', b'"stmt"'),
         (b"application/vnd", b"application\\n/vnd"),

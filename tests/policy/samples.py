@@ -10,6 +10,7 @@ from cloister.policy.appraise import Bound, appraise
 from cloister.policy.document import Policy
 from cloister.policy.draft import draft
 from cloister.policy.verdict import Verdict
+from cloister.tee.evidence import Offers
 from cloister.tee.nitro import MEDIA_TYPE
 
 BINDING, CHALLENGE = b"B" * 32, b"F" * 32
@@ -63,4 +64,4 @@ def run(
     now: datetime = d.NOW,
 ) -> Verdict:
     """appraise() with everything right but for what is given."""
-    return appraise(evidence, media_type, bound, policy, now=now)
+    return appraise(Offers.one(media_type, evidence), bound, policy, now=now)

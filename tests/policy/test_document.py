@@ -19,7 +19,7 @@ from cloister.errors import PolicyDocumentError
 from cloister.policy import checks, document
 from cloister.policy.document import Policy
 from cloister.policy.draft import draft
-from cloister.policy.tables import quote
+from cloister.wire.toml import quote
 
 IMAGE = {"pcr0": "01" * 48}
 SIMULATED = 'accept = ["nitro"]\nallow_simulated = true\nsimulated_root_pem = """\n%s"""'
@@ -38,11 +38,14 @@ def _draft(**changes: object) -> str:
 
 def test_every_rule_has_a_hole_to_name_and_only_some_can_be_waived() -> None:
     error = _refused('schema = "cloister-policy/1"')
+    assert "nitro.measurement" not in error.message
+    without = re.sub(r"\[\[nitro.measurement\]\]\n.*\n", "", MINIMAL)
+    assert "nitro.measurement ([[nitro.measurement]]" in _refused(without).message
     for rule, example in document.RULES.items():
         assert f"{rule} ({example})" in error.message
     assert all(rule in error.hint for rule in checks.WAIVABLE)
     assert set(checks.WAIVABLE) < set(document.RULES)
-    assert set(checks.WAIVABLE.values()) < checks.REQUIRED
+    assert set(checks.WAIVABLE.values()) < checks.REQUIRED["key"]
     assert "cannot be waived" in _refused(MINIMAL.replace('name = "minimal"', "")).hint
 
 
@@ -172,10 +175,11 @@ def test_any_printable_name_survives(name: str) -> None:
         {"name": "two\nlines"},
         {"name": ""},
         {"max_age": timedelta(milliseconds=1500)},
-        {"measurements": ()},
+        {"demands": {}},
+        {"tables": {}},
         {"tees": ("sim",)},
         {"allow_simulated": False},
-        {"anchors": ()},
+        {"anchors": {}},
         {"model_sha256": None},
         {"scopes": ()},
         {"waivers": {"policy.debug": "nobody needs it"}},
@@ -194,17 +198,17 @@ def test_a_draft_says_that_it_is_trust_on_first_use() -> None:
     policy = Policy.from_toml(text.encode())
     assert policy.name == 'a "b" \\ 😀'
     assert not policy.waivers
-    assert [anchor.genuine for anchor in policy.anchors] == [True, False]
+    assert [anchor.genuine for anchor in policy.anchors["nitro"]] == [True, False]
 
 
 def test_a_draft_takes_only_what_names_the_image() -> None:
     policy = Policy.from_toml(_draft(measurements={**IMAGE, "pcr4": "04" * 48, "pcr15": "00" * 48}).encode())
-    assert policy.measurements[0].stated() == IMAGE
+    assert policy.demands["nitro"]["measurement"][0].stated() == IMAGE
 
 
 def test_no_draft_for_a_debug_enclave_or_none() -> None:
     for measurements in ({}, {"pcr0": "00" * 48}, {"pcr1": "01" * 48}):
         with pytest.raises(PolicyDocumentError):
             _draft(measurements=measurements)
-    with pytest.raises(ValueError, match="document"):
+    with pytest.raises(PolicyDocumentError):
         _draft(model_sha256='"]\n[x]')

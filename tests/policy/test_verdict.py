@@ -19,6 +19,7 @@ from cloister.policy.appraise import appraise, plan
 from cloister.policy.document import Policy
 from cloister.policy.verdict import Outcome, Verdict
 from cloister.tee.checks import Checklist, Status
+from cloister.tee.evidence import Offers
 from cloister.tee.nitro import MEDIA_TYPE
 
 CHAIN_OF_REFUSALS = ("policy.validity", "policy.scope", "policy.model", "policy.config")
@@ -98,7 +99,9 @@ def test_any_of_several_measurements_may_match() -> None:
     policy = Policy.from_toml((TEXT + other).encode())
     assert run(policy=policy).accepted
     evidence = d.attester({**d.PCRS, 0: b"\x09" * 48}).attest(BINDING, CHALLENGE)
-    check = next(check for check in run(evidence=evidence, policy=policy).checks if check.id == "policy.measurement")
+    check = next(
+        check for check in run(evidence=evidence, policy=policy).checks if check.id == "policy.nitro.measurement"
+    )
     assert check.detail == "next release"
 
 
@@ -128,15 +131,15 @@ def test_the_callers_own_checks_come_first_and_must_have_passed() -> None:
     for finished in (True, False):
         checklist = Checklist()
         checklist.plan((("bundle.format", "The bundle is well formed"),))
-        plan(checklist)
+        plan(checklist, POLICY)
         if finished:
             with checklist.step("bundle.format"):
                 pass
-            verdict = appraise(EVIDENCE, MEDIA_TYPE, BOUND, POLICY, now=d.NOW, checklist=checklist)
+            verdict = appraise(Offers.one(MEDIA_TYPE, EVIDENCE), BOUND, POLICY, now=d.NOW, checklist=checklist)
             assert verdict.checks[0].id == "bundle.format"
         else:
             with pytest.raises(ValueError, match="every check"):
-                appraise(EVIDENCE, MEDIA_TYPE, BOUND, POLICY, now=d.NOW, checklist=checklist)
+                appraise(Offers.one(MEDIA_TYPE, EVIDENCE), BOUND, POLICY, now=d.NOW, checklist=checklist)
 
 
 # --- What a verdict shows ---------------------------------------------------------------------------------------------
@@ -166,7 +169,7 @@ def test_simulated_is_loud_until_excluded() -> None:
     assert not _refusal(evidence=b"junk", policy=Policy.from_toml(MINIMAL.encode())).verdict.simulated
 
 
-@pytest.mark.parametrize("check", sorted(checks.REQUIRED))
+@pytest.mark.parametrize("check", sorted(checks.REQUIRED["key"] | checks.required_of(["nitro"])))
 def test_accepted_is_impossible_without(check: str) -> None:
     verdict = run()
     with pytest.raises(ValueError, match="lacks"):

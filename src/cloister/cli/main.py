@@ -10,6 +10,7 @@ from cloister.cli.chat import chat
 from cloister.cli.connect import connect
 from cloister.cli.demo import demo
 from cloister.cli.enclaves import down, logs, status
+from cloister.cli.inspect import inspect
 from cloister.cli.lab import lab
 from cloister.cli.policy_kms import app as policy
 from cloister.cli.relay import relay
@@ -41,7 +42,7 @@ def options(
     del version
 
 
-for verb in (demo, verify, chat, connect, serve, relay, build, up, status, logs, down, seal, owner, sealed):
+for verb in (demo, verify, inspect, chat, connect, serve, relay, build, up, status, logs, down, seal, owner, sealed):
     app.command()(verb)
 app.add_typer(policy)
 app.add_typer(image, name="image")

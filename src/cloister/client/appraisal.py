@@ -14,6 +14,7 @@ from cloister.policy.appraise import Bound, appraise, plan
 from cloister.policy.document import Policy
 from cloister.policy.verdict import Verdict, failed_verdict
 from cloister.tee.checks import Checklist
+from cloister.trust.collateral import Collateral
 
 CHECKS: tuple[tuple[str, str], ...] = (
     ("bundle.format", "The bundle, its key statement and its key are well formed"),
@@ -41,18 +42,22 @@ class VerifiedKey:
         return binding(self.bundle.statement_bytes, None)
 
 
-def verify_bundle(data: bytes, policy: Policy, *, now: datetime, nonce: bytes | None) -> VerifiedKey:
+def verify_bundle(
+    data: bytes, policy: Policy, *, now: datetime, nonce: bytes | None, collateral: Collateral | None = None
+) -> VerifiedKey:
     """Appraise a bundle at `now` (aware); `nonce` is what this client sent, None when it sent none.
+
+    `collateral` is this client's own, beside what the bundle carries (token issuers' keys can only come from here).
 
     Raises MalformedError, NotGenuineError, RefusedError or UndecidedError with `.verdict` attached.
     """
     checklist = Checklist()
     checklist.plan(CHECKS)
-    plan(checklist)
+    plan(checklist, policy)
     try:
         bundle, config = _read(data, nonce, checklist)
         verdict = appraise(
-            bundle.evidence, bundle.media_type, _bound(bundle, nonce), policy, now=now, checklist=checklist
+            bundle.offers, _bound(bundle, nonce), policy, now=now, collateral=collateral, checklist=checklist
         )
     except CloisterError as error:
         if error.verdict is None:

@@ -29,6 +29,7 @@ from cloister.errors import (
 )
 from cloister.policy.document import Policy
 from cloister.policy.verdict import Verdict
+from cloister.trust.collateral import Collateral
 from cloister.wire import bhttp
 from cloister.wire.strict_json import encode_base64url
 
@@ -61,8 +62,9 @@ class Completed:
 class Session:
     """What one client knows of one replica address. Times are given by the caller (aware datetimes)."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, collateral: Collateral | None = None) -> None:
         self.policy = policy
+        self.collateral = collateral
         self._key: VerifiedKey | None = None
 
     @property
@@ -99,7 +101,7 @@ class Session:
                 f"the replica gave no evidence (HTTP {status})", hint="Is this the address of a Cloister replica?"
             )
         self._key = None
-        self._key = verify_bundle(body, self.policy, now=now, nonce=nonce)
+        self._key = verify_bundle(body, self.policy, now=now, nonce=nonce, collateral=self.collateral)
         return self._key
 
     def seal(self, request: bhttp.Request, now: datetime) -> Exchange:

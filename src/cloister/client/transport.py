@@ -19,6 +19,7 @@ from cloister.client.session import MAX_BUNDLE, Completed, Exchange, OuterReques
 from cloister.errors import CloisterError, TruncatedResponse, UndecidedError, UsageError
 from cloister.policy.document import Policy
 from cloister.policy.verdict import Verdict
+from cloister.trust.collateral import Collateral
 from cloister.wire import bhttp
 
 #: Headers of the caller that mean nothing inside, or that describe the outer connection.
@@ -47,9 +48,9 @@ def _now() -> datetime:
 class _Shell:
     """What the sync and the async transport have in common."""
 
-    def __init__(self, address: str | httpx2.URL, policy: Policy) -> None:
+    def __init__(self, address: str | httpx2.URL, policy: Policy, collateral: Collateral | None) -> None:
         self.address = parse_address(address)
-        self.session = Session(policy)
+        self.session = Session(policy, collateral)
         #: How the newest finished exchange ended.
         self.last: Completed | None = None
 
@@ -128,8 +129,15 @@ class _Opening:
 class SealedTransport(_Shell, httpx2.BaseTransport):
     """A sync httpx2 transport over the sealed channel. `verify()` attests now; otherwise the first request does."""
 
-    def __init__(self, address: str | httpx2.URL, policy: Policy, *, inner: httpx2.BaseTransport | None = None) -> None:
-        super().__init__(address, policy)
+    def __init__(
+        self,
+        address: str | httpx2.URL,
+        policy: Policy,
+        *,
+        collateral: Collateral | None = None,
+        inner: httpx2.BaseTransport | None = None,
+    ) -> None:
+        super().__init__(address, policy, collateral)
         self._transport = inner or httpx2.HTTPTransport()
         self._lock = threading.Lock()
 
@@ -242,9 +250,14 @@ class AsyncSealedTransport(_Shell, httpx2.AsyncBaseTransport):
     """The same for async clients."""
 
     def __init__(
-        self, address: str | httpx2.URL, policy: Policy, *, inner: httpx2.AsyncBaseTransport | None = None
+        self,
+        address: str | httpx2.URL,
+        policy: Policy,
+        *,
+        collateral: Collateral | None = None,
+        inner: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        super().__init__(address, policy)
+        super().__init__(address, policy, collateral)
         self._transport = inner or httpx2.AsyncHTTPTransport()
         self._lock = asyncio.Lock()
 
@@ -353,9 +366,9 @@ class _AsyncBody(httpx2.AsyncByteStream):
 # --- The public face --------------------------------------------------------------------------------------------------
 
 
-def http_client(address: str, *, policy: Policy) -> httpx2.Client:
+def http_client(address: str, *, policy: Policy, collateral: Collateral | None = None) -> httpx2.Client:
     """A sync HTTP client for that replica; it is verified now, so a refusal is raised here and not inside an SDK."""
-    transport = SealedTransport(address, policy)
+    transport = SealedTransport(address, policy, collateral=collateral)
     try:
         transport.verify()
     except BaseException:
@@ -364,6 +377,7 @@ def http_client(address: str, *, policy: Policy) -> httpx2.Client:
     return httpx2.Client(transport=transport, timeout=_TIMEOUT, trust_env=False)
 
 
-def async_http_client(address: str, *, policy: Policy) -> httpx2.AsyncClient:
+def async_http_client(address: str, *, policy: Policy, collateral: Collateral | None = None) -> httpx2.AsyncClient:
     """An async HTTP client for that replica; its first request verifies."""
-    return httpx2.AsyncClient(transport=AsyncSealedTransport(address, policy), timeout=_TIMEOUT, trust_env=False)
+    transport = AsyncSealedTransport(address, policy, collateral=collateral)
+    return httpx2.AsyncClient(transport=transport, timeout=_TIMEOUT, trust_env=False)

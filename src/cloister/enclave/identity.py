@@ -18,6 +18,7 @@ from cloister.channel.keyring import Keyring, KeySchedule, ReplicaFacts, Replica
 from cloister.channel.statement import binding
 from cloister.errors import GatewayRefusedError
 from cloister.tee.attester import Attester
+from cloister.tee.evidence import Offers
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +125,8 @@ class Identity:
         return self.keyring.current() if kid is None else self.keyring.find(kid)
 
     async def _sign_cached(self, key: ReplicaKey) -> _Cached:
-        evidence = await asyncio.to_thread(self._attester.attest, binding(key.statement_bytes, None), None)
-        return _Cached(self._pack(key, evidence, None, ()), self._clock())
+        offers = await asyncio.to_thread(self._attester.offer, binding(key.statement_bytes, None), None)
+        return _Cached(self._pack(key, offers, None, ()), self._clock())
 
     async def _answer(self, key: ReplicaKey) -> None:
         """Sign for everyone who waits, until nobody does."""
@@ -134,7 +135,7 @@ class Identity:
                 root, paths = challenge.gather([entry.nonce for entry in batch])
                 try:
                     bound = binding(key.statement_bytes, root)
-                    evidence = await asyncio.to_thread(self._attester.attest, bound, root)
+                    offers = await asyncio.to_thread(self._attester.offer, bound, root)
                 except Exception as error:  # noqa: BLE001 - whatever the device raised belongs to those who wait
                     for entry in batch:
                         if not entry.answer.done():
@@ -142,16 +143,15 @@ class Identity:
                     continue
                 for entry, path in zip(batch, paths, strict=True):
                     if not entry.answer.done():
-                        entry.answer.set_result(self._pack(key, evidence, entry.nonce, path))
+                        entry.answer.set_result(self._pack(key, offers, entry.nonce, path))
         finally:
             self._signing.discard(key.kid)
 
-    def _pack(self, key: ReplicaKey, evidence: bytes, nonce: bytes | None, path: tuple[challenge.Step, ...]) -> bytes:
+    def _pack(self, key: ReplicaKey, offers: Offers, nonce: bytes | None, path: tuple[challenge.Step, ...]) -> bytes:
         return Bundle(
             statement_bytes=key.statement_bytes,
             statement=key.statement,
             nonce=nonce,
             path=path,
-            media_type=self._attester.media_type,
-            evidence=evidence,
+            offers=offers,
         ).to_bytes()

@@ -21,6 +21,7 @@ from cloister.errors import MalformedError, UndecidedError
 from cloister.image import cache, debian
 from cloister.image.config import BrokerSettings, ImageConfig, KmsSettings, ModelInImage
 from cloister.image.tree import Tree
+from cloister.tee import TEES
 
 PACKAGES = "usr/lib/python3/dist-packages"
 PYTHON = "usr/bin/python3.11"
@@ -28,7 +29,12 @@ LIBRARIES = "usr/lib/x86_64-linux-gnu"
 #: The folders of this package that run inside a TEE (and what they stand on).
 MEASURED = ("wire", "trust", "tee", "channel", "api", "weights", "enclave")
 #: Verifiers and the simulated TEE have no business in an image.
-LEFT_OUT = ("cloister/tee/sim", "cloister/tee/nitro/verify.py", "cloister/tee/nitro/rules.py")
+LEFT_OUT = (
+    "cloister/tee/sim",
+    *(f"cloister/tee/{each}" for each in TEES if each != "nitro"),
+    *(f"cloister/tee/nitro/{each}.py" for each in ("formats", "verify", "rules")),
+    *(f"cloister/tee/{each}.py" for each in ("binding", "context", "format", "registry")),
+)
 #: From Debian's packages: what a replica never needs.
 DROPPED = (
     "etc",

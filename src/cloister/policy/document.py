@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 from cloister.errors import PolicyDocumentError
-from cloister.policy import tables
-from cloister.policy.checks import WAIVABLE
-from cloister.tee import TEES
-from cloister.tee.nitro.roots import ANCHORS as NITRO_ANCHORS
-from cloister.tee.nitro.rules import REGISTERS, Measurement
+from cloister.policy.checks import WAIVABLE, rule_name
+from cloister.tee import FORMATS, registry
+from cloister.tee.evidence import Role
+from cloister.tee.format import Format
 from cloister.trust.anchors import Anchor
+from cloister.wire import toml
 
 SCHEMA = "cloister-policy/1"
 MAX_POLICY = 64 * 1024
@@ -24,11 +25,14 @@ MAX_REVERIFY = 3600
 MIN_REASON = 8
 SCOPES = ("replica", "fleet")
 
-#: Every rule, in the order in which holes are named, with an example of stating it.
+#: The format whose evidence can be simulated.
+SIMULATED = "nitro"
+
+#: Every rule that all formats share, in the order in which holes are named, with an example of stating it. The rules of
+#: the accepted formats come after `tee.accept`.
 RULES: Mapping[str, str] = {
     "name": 'name = "…"',
     "tee.accept": '[tee] accept = ["nitro"]',
-    "nitro.measurement": '[[nitro.measurement]] pcr0 = "…"',
     "freshness.max_age_seconds": "[freshness] max_age_seconds = 300",
     "freshness.max_clock_skew_seconds": "[freshness] max_clock_skew_seconds = 60",
     "freshness.reverify_after_seconds": "[freshness] reverify_after_seconds = 3600",
@@ -44,15 +48,20 @@ _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+\n----
 class Policy:
     """What a client accepts.
 
-    `anchors` are the roots that evidence may chain to. Digest tuples are None exactly where their rule is waived;
-    `waivers` maps a waived rule to its reason. `sha256` names the document as it was read.
+    `tees` are formats of evidence (tee.FORMATS) of which one is enough, `inside` those that an envelope among them may
+    hold, `gpus` those of which one must vouch for the GPUs (none: no GPU is spoken of). `demands` holds, for each of
+    these formats, the value of every rule that is stated; a rule that is not there is waived. `anchors` replaces the
+    built-in roots of a format by name. Digest tuples are None exactly where their rule is waived; `waivers` maps a
+    waived rule to its reason. `tables` are the formats' tables as they were read; `sha256` names the whole document.
     """
 
     name: str
     tees: tuple[str, ...]
-    anchors: tuple[Anchor, ...]
+    inside: tuple[str, ...]
+    gpus: tuple[str, ...]
+    demands: Mapping[str, Mapping[str, Any]]
+    anchors: Mapping[str, tuple[Anchor, ...]]
     allow_simulated: bool
-    measurements: tuple[Measurement, ...]
     max_age: timedelta
     max_clock_skew: timedelta
     reverify_after: timedelta
@@ -61,13 +70,14 @@ class Policy:
     config_sha256: tuple[str, ...] | None
     scopes: tuple[str, ...]
     waivers: Mapping[str, str]
+    tables: Mapping[str, Mapping[str, object]]
     sha256: str
     simulated_root_pem: str | None = None
 
     @classmethod
     def from_toml(cls, data: bytes) -> Policy:
         """Read a policy of at most 64 KiB; raises PolicyDocumentError that names everything it lacks."""
-        return _read(tables.parse(data, limit=MAX_POLICY), hashlib.sha256(data).hexdigest())
+        return _read(toml.parse(data, limit=MAX_POLICY), hashlib.sha256(data).hexdigest())
 
     def to_toml(self) -> str:
         """A document that reads back as this policy, under another `sha256`: comments and spacing are not kept.
@@ -84,13 +94,14 @@ class Policy:
         return text
 
 
-def anchors_for(simulated_root_pem: str | None) -> tuple[Anchor, ...]:
-    """AWS's roots, and a simulated one if it is given (one PEM certificate, nothing else); raises PolicyDocumentError.
+def anchors_for(simulated_root_pem: str | None) -> Mapping[str, tuple[Anchor, ...]]:
+    """The roots of the simulated format with a simulated one (one PEM certificate, nothing else) if it is given.
 
-    The hardware roots always stay: allowing simulated evidence does not turn genuine evidence away.
+    The vendor's roots always stay: allowing simulated evidence does not turn genuine evidence away. Raises
+    PolicyDocumentError.
     """
     if simulated_root_pem is None:
-        return NITRO_ANCHORS
+        return {}
     # A second certificate, or text around the first, would be skipped in silence by the parser.
     if not _CERTIFICATE.match(simulated_root_pem.strip()):
         raise PolicyDocumentError(
@@ -101,21 +112,25 @@ def anchors_for(simulated_root_pem: str | None) -> tuple[Anchor, ...]:
         anchor = Anchor.simulated(simulated_root_pem)
     except PolicyDocumentError as error:
         raise PolicyDocumentError(f"tee.simulated_root_pem: {error.message}", hint=error.hint) from None
-    if any(anchor.sha256 == root.sha256 or anchor.spki == root.spki for root in NITRO_ANCHORS):
+    built_in = registry.get(SIMULATED).anchors
+    if any(anchor.sha256 == root.sha256 or anchor.spki == root.spki for root in built_in):
         raise PolicyDocumentError(
             "tee.simulated_root_pem is a hardware vendor's root", hint="Vendors' roots are built in; remove it."
         )
-    return (*NITRO_ANCHORS, anchor)
+    return {SIMULATED: (*built_in, anchor)}
 
 
-def _waivers(root: tables.Table) -> dict[str, str]:
+def _waivers(root: toml.Table, formats: Iterable[Format]) -> dict[str, str]:
+    theirs = {rule_name(form, rule.name): rule.waivable for form in formats for rule in form.rules}
+    can = (*WAIVABLE, *(name for name, waivable in theirs.items() if waivable))
     waivers: dict[str, str] = {}
     for item in root.tables("waive"):
         rule, reason = item.text("rule") or "", (item.line("reason") or "").strip()
         item.done()
-        if rule not in WAIVABLE:
-            problem = "names a rule that must be stated" if rule in RULES else "names nothing that can be waived"
-            raise PolicyDocumentError(f"{item.name('rule')} {problem}", hint=f"Only these can: {', '.join(WAIVABLE)}.")
+        if rule not in can:
+            known = rule in RULES or rule in theirs
+            problem = "names a rule that must be stated" if known else "names nothing that can be waived"
+            raise PolicyDocumentError(f"{item.name('rule')} {problem}", hint=f"Only these can: {', '.join(can)}.")
         if rule in waivers:
             raise PolicyDocumentError(f"{rule} is waived twice", hint="Keep one of the two.")
         if len(reason) < MIN_REASON:
@@ -126,7 +141,41 @@ def _waivers(root: tables.Table) -> dict[str, str]:
     return waivers
 
 
-def _simulated_root(tee: tables.Table, *, allow_simulated: bool) -> str | None:
+def _formats(tee: toml.Table, key: str, *roles: Role) -> tuple[Format, ...]:
+    """The formats that a list names; raises PolicyDocumentError for one that this version has not, or not there."""
+    names = tee.texts(key) or ()
+    if not set(names) <= set(FORMATS):
+        raise PolicyDocumentError(
+            f"{tee.name(key)} names a TEE that this version cannot verify", hint=f"It can: {', '.join(FORMATS)}."
+        )
+    if len(set(names)) != len(names):
+        raise PolicyDocumentError(f"{tee.name(key)} names a TEE twice", hint="Remove one.")
+    found = tuple(registry.get(name) for name in names)
+    for form in found:
+        if form.role not in roles:
+            raise PolicyDocumentError(f"{form.name} does not belong into {tee.name(key)}", hint=form.title)
+    return found
+
+
+def _inside(tee: toml.Table, accepted: tuple[Format, ...]) -> tuple[Format, ...]:
+    inside = _formats(tee, "inside", Role.CPU)
+    possible = {name for form in accepted for name in form.inner}
+    for form in accepted:
+        if form.inner and not any(item.name in form.inner for item in inside):
+            raise PolicyDocumentError(
+                f"tee.inside must say what {form.name} may hold", hint=f"One or more of: {', '.join(form.inner)}."
+            )
+    for form in inside:
+        if form.name not in possible:
+            raise PolicyDocumentError(f"tee.inside: nothing that is accepted holds {form.name}", hint="Remove it.")
+        if form in accepted:
+            raise PolicyDocumentError(
+                f"{form.name} is both in tee.accept and in tee.inside", hint="Write two policies."
+            )
+    return inside
+
+
+def _simulated_root(tee: toml.Table, *, allow_simulated: bool) -> str | None:
     pem = tee.text("simulated_root_pem")
     if allow_simulated and pem is None:
         raise PolicyDocumentError(
@@ -140,32 +189,21 @@ def _simulated_root(tee: tables.Table, *, allow_simulated: bool) -> str | None:
     return None if pem is None else pem.strip() + "\n"
 
 
-def _measurement(table: tables.Table) -> Measurement:
-    registers = {register: table.text(register) for register in REGISTERS}
-    label = table.line("label") or ""
-    table.done()
-    try:
-        return Measurement(**registers, label=label)
-    except PolicyDocumentError as error:
-        raise PolicyDocumentError(f"{table.path}: {error.message}", hint=error.hint) from None
-
-
-def _read(root: tables.Table, sha256: str) -> Policy:
+def _read(root: toml.Table, sha256: str) -> Policy:
     if root.text("schema") != SCHEMA:
         raise PolicyDocumentError(f'the policy must begin with schema = "{SCHEMA}"', hint="See docs/policy.md.")
     name = root.line("name")
     tee, fresh, model, config, key = (root.table(part) for part in ("tee", "freshness", "model", "config", "key"))
-    nitro = root.table("nitro")
-    waivers = _waivers(root)
-    tees, allow_simulated = tee.texts("accept"), tee.flag("allow_simulated") or False
-    for item in tees or ():
-        if item not in TEES:
-            raise PolicyDocumentError(
-                "tee.accept names a TEE that this version cannot verify", hint=f"It can: {', '.join(TEES)}."
-            )
+    accepted = _formats(tee, "accept", Role.CPU, Role.RESULT)
+    inside, gpus = _inside(tee, accepted), _formats(tee, "gpu", Role.GPU)
+    formats = (*accepted, *inside, *gpus)
+    waivers = _waivers(root, formats)
+    allow_simulated = tee.flag("allow_simulated") or False
     pem = _simulated_root(tee, allow_simulated=allow_simulated)
     anchors = anchors_for(pem)
-    measurements = tuple(_measurement(table) for table in nitro.tables("measurement"))
+    # Without tee.accept the hole is what to tell, not the tables that nobody reads because of it.
+    sections = {name: root.table(name) for name in ([form.name for form in formats] if accepted else FORMATS)}
+    demands = {form.name: {rule.name: rule.read(sections[form.name]) for rule in form.rules} for form in formats}
     max_age = fresh.seconds("max_age_seconds", 1, MAX_AGE)
     skew = fresh.seconds("max_clock_skew_seconds", 0, MAX_SKEW)
     reverify = fresh.seconds("reverify_after_seconds", 1, MAX_REVERIFY)
@@ -178,13 +216,14 @@ def _read(root: tables.Table, sha256: str) -> Policy:
     for scope in scopes or ():
         if scope not in SCOPES:
             raise PolicyDocumentError('key.scope may hold "replica" and "fleet"', hint="Most policies want replica.")
-    for table in (tee, fresh, model, config, key, nitro, root):
+    for table in (tee, fresh, model, config, key, *(sections.values() if accepted else ()), root):
         table.done()
+    stated = {rule_name(form, rule): value for form in formats for rule, value in demands[form.name].items()}
     _complete(
         {
             "name": name or None,
-            "tee.accept": tees,
-            "nitro.measurement": measurements or None,
+            "tee.accept": accepted or None,
+            **stated,
             "freshness.max_age_seconds": max_age,
             "freshness.max_clock_skew_seconds": skew,
             "freshness.reverify_after_seconds": reverify,
@@ -194,20 +233,25 @@ def _read(root: tables.Table, sha256: str) -> Policy:
             "key.scope": scopes,
         },
         waivers,
+        formats,
     )
     # What _complete has just made sure of, for the type checker.
     assert name is not None
-    assert tees is not None
     assert scopes is not None
     assert max_age is not None
     assert skew is not None
     assert reverify is not None
     return Policy(
         name=name,
-        tees=tees,
+        tees=tuple(form.name for form in accepted),
+        inside=tuple(form.name for form in inside),
+        gpus=tuple(form.name for form in gpus),
+        demands={
+            form: {rule: value for rule, value in values.items() if value is not None}
+            for form, values in demands.items()
+        },
         anchors=anchors,
         allow_simulated=allow_simulated,
-        measurements=measurements,
         max_age=max_age,
         max_clock_skew=skew,
         reverify_after=reverify,
@@ -216,20 +260,28 @@ def _read(root: tables.Table, sha256: str) -> Policy:
         config_sha256=config_sha256,
         scopes=scopes,
         waivers=waivers,
+        tables={form: section.members for form, section in sections.items() if section.members},
         sha256=sha256,
         simulated_root_pem=pem,
     )
 
 
-def _complete(rules: Mapping[str, object], waivers: Mapping[str, str]) -> None:
+def _complete(rules: Mapping[str, object], waivers: Mapping[str, str], formats: Iterable[Format]) -> None:
     """Every rule is stated or waived, and none is both."""
+    examples, waivable = dict[str, str](), set(WAIVABLE)
+    for rule, example in RULES.items():
+        examples[rule] = example
+        if rule == "tee.accept":
+            for form in formats:
+                examples |= {rule_name(form, each.name): each.example for each in form.rules}
+                waivable |= {rule_name(form, each.name) for each in form.rules if each.waivable}
     both = [rule for rule in waivers if rules[rule] is not None]
     if both:
         raise PolicyDocumentError(f"both stated and waived: {', '.join(both)}", hint="Keep one of the two.")
-    holes = [rule for rule, example in RULES.items() if rules[rule] is None and rule not in waivers]
+    holes = [rule for rule in examples if rules[rule] is None and rule not in waivers]
     if holes:
-        shown = "; ".join(f"{rule} ({RULES[rule]})" for rule in holes)
-        can = [rule for rule in holes if rule in WAIVABLE]
+        shown = "; ".join(f"{rule} ({examples[rule]})" for rule in holes)
+        can = [rule for rule in holes if rule in waivable]
         raise PolicyDocumentError(
             f"the policy has holes: {shown}",
             hint=f"State them; or waive {' or '.join(can)} with a [[waive]] entry that gives the reason."
@@ -239,32 +291,26 @@ def _complete(rules: Mapping[str, object], waivers: Mapping[str, str]) -> None:
 
 
 def _write(policy: Policy) -> str:
-    def items(key: str, values: tuple[str, ...]) -> str:
-        return f"{key} = [{', '.join(tables.quote(value) for value in values)}]"
-
-    lines = [f"schema = {tables.quote(SCHEMA)}", f"name = {tables.quote(policy.name)}"]
-    lines += ["", "[tee]", items("accept", policy.tees)]
+    lines = [f"schema = {toml.quote(SCHEMA)}", f"name = {toml.quote(policy.name)}", "", "[tee]"]
+    lists = {"accept": policy.tees, "inside": policy.inside, "gpu": policy.gpus}
+    lines += toml.write({key: list(names) for key, names in lists.items() if names or key == "accept"})
     if policy.allow_simulated:
         lines += [
             "# SIMULATED: evidence under this root proves nothing about the machine. For laptops and tests only.",
             "allow_simulated = true",
             f'simulated_root_pem = """\n{policy.simulated_root_pem or ""}"""',
         ]
-    for measurement in policy.measurements:
-        lines += ["", "[[nitro.measurement]]"]
-        lines += [f"label = {tables.quote(measurement.label)}"] if measurement.label else []
-        lines += [f"{register} = {tables.quote(value)}" for register, value in measurement.stated().items()]
-    lines += ["", "[freshness]"]
-    for key, value in (
-        ("max_age_seconds", policy.max_age),
-        ("max_clock_skew_seconds", policy.max_clock_skew),
-        ("reverify_after_seconds", policy.reverify_after),
-    ):
-        lines.append(f"{key} = {value // timedelta(seconds=1)}")
-    lines += ['challenge = "required"'] if policy.challenge_required else []
+    lines += toml.write(policy.tables)
+    fresh: dict[str, object] = {
+        "max_age_seconds": policy.max_age // timedelta(seconds=1),
+        "max_clock_skew_seconds": policy.max_clock_skew // timedelta(seconds=1),
+        "reverify_after_seconds": policy.reverify_after // timedelta(seconds=1),
+    }
+    rest: dict[str, object] = {"freshness": fresh | ({"challenge": "required"} if policy.challenge_required else {})}
     for part, digests in (("model", policy.model_sha256), ("config", policy.config_sha256)):
-        lines += ["", f"[{part}]", items("sha256", digests)] if digests is not None else []
-    lines += ["", "[key]", items("scope", policy.scopes)]
-    for rule, reason in policy.waivers.items():
-        lines += ["", "[[waive]]", f"rule = {tables.quote(rule)}", f"reason = {tables.quote(reason)}"]
-    return "\n".join(lines) + "\n"
+        if digests is not None:
+            rest[part] = {"sha256": list(digests)}
+    rest["key"] = {"scope": list(policy.scopes)}
+    if policy.waivers:
+        rest["waive"] = [{"rule": rule, "reason": reason} for rule, reason in policy.waivers.items()]
+    return "\n".join([*lines, *toml.write(rest)]) + "\n"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
 
-from cloister.policy.document import Policy, anchors_for
-from cloister.tee.nitro.rules import Measurement
+from cloister.policy.document import SCHEMA, Policy, anchors_for
+from cloister.wire import toml
 
 HEADER = """\
 # Made from a running replica: it accepts what runs there now, whatever that is (trust on first use).
@@ -27,24 +26,27 @@ def draft(
     """TOML of a policy with no waivers that accepts exactly this replica; it has been read back before it is returned.
 
     `measurements` are register values in hex (those of a Verdict or of Claims will do); only registers that name the
-    image are taken. Raises PolicyDocumentError if they name none (a debug enclave), ValueError for other wrong values.
+    image are taken. Raises PolicyDocumentError if they name none (a debug enclave) or for other wrong values.
     """
-    image = {register: measurements.get(register) for register in ("pcr0", "pcr1", "pcr2")}
-    policy = Policy(
-        name=name,
-        tees=("nitro",),
-        anchors=anchors_for(simulated_root_pem),
-        allow_simulated=simulated_root_pem is not None,
-        measurements=(Measurement(**image, label=label),),
-        max_age=timedelta(seconds=300),
-        max_clock_skew=timedelta(seconds=60),
-        reverify_after=timedelta(seconds=3600),
-        challenge_required=True,
-        model_sha256=(model_sha256,),
-        config_sha256=(config_sha256,),
-        scopes=(scope,),
-        waivers={},
-        sha256="",
-        simulated_root_pem=None if simulated_root_pem is None else simulated_root_pem.strip() + "\n",
-    )
-    return HEADER + policy.to_toml()
+    image = {register: measurements[register] for register in ("pcr0", "pcr1", "pcr2") if register in measurements}
+    anchors_for(simulated_root_pem)
+    tee: dict[str, object] = {"accept": ["nitro"]}
+    if simulated_root_pem is not None:
+        tee |= {"allow_simulated": True, "simulated_root_pem": simulated_root_pem.strip() + "\n"}
+    document: dict[str, object] = {
+        "schema": SCHEMA,
+        "name": name,
+        "tee": tee,
+        "nitro": {"measurement": [{"label": label, **image} if label else image]},
+        "freshness": {
+            "max_age_seconds": 300,
+            "max_clock_skew_seconds": 60,
+            "reverify_after_seconds": 3600,
+            "challenge": "required",
+        },
+        "model": {"sha256": [model_sha256]},
+        "config": {"sha256": [config_sha256]},
+        "key": {"scope": [scope]},
+    }
+    # Read and written again: the one way to write a policy, with its warnings.
+    return HEADER + Policy.from_toml("\n".join(toml.write(document)).encode()).to_toml()

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TypedDict
 
 from cloister.errors import CloisterError, MalformedError, NotGenuineError, RefusedError
-from cloister.policy.checks import REQUIRED, WAIVABLE
+from cloister.policy.checks import REQUIRED, may_be_waived, required_of
 from cloister.tee.checks import Check, Checklist, Status
 from cloister.tee.claims import Claims
 from cloister.wire import strict_json
@@ -18,8 +18,16 @@ SCHEMA = "cloister-verdict/1"
 MAX_REPORT = 256 * 1024
 _MAX_CHECKS = 256
 _MAX_NAMES = 256
-_WAIVABLE_CHECKS = frozenset(WAIVABLE.values())
 _WHAT = "verdict"
+
+
+class Subject(StrEnum):
+    """What was appraised."""
+
+    #: A replica's key, bound by evidence: something may be sent to it.
+    KEY = "key"
+    #: Evidence alone: it says that a TEE exists, and nothing may be sent because of it.
+    EVIDENCE = "evidence"
 
 
 class Outcome(StrEnum):
@@ -59,6 +67,7 @@ class Verdict:
     outcome: Outcome
     simulated: bool
     checks: tuple[Check, ...]
+    subject: Subject = Subject.KEY
     policy_name: str
     policy_sha256: str
     appraised_at: datetime
@@ -77,15 +86,15 @@ class Verdict:
             return
         if not self.checks or any(check.status not in (Status.PASSED, Status.WAIVED) for check in self.checks):
             raise ValueError("an accepted verdict has every check passed or waived")
-        missing = REQUIRED - {check.id for check in self.checks}
+        missing = (REQUIRED[self.subject] | required_of(self.tee.split())) - {check.id for check in self.checks}
         if missing:
             raise ValueError(f"an accepted verdict lacks checks: {', '.join(sorted(missing))}")
-        if any(check.status is Status.WAIVED and check.id not in _WAIVABLE_CHECKS for check in self.checks):
+        if any(check.status is Status.WAIVED and not may_be_waived(check.id) for check in self.checks):
             raise ValueError("an accepted verdict waives only what a policy may waive")
 
     @property
     def accepted(self) -> bool:
-        """May something be sent?"""
+        """Did every check pass? Something may be sent only if the subject is a key, too."""
         return self.outcome is Outcome.ACCEPTED
 
     def summary(self) -> str:
@@ -103,6 +112,7 @@ class Verdict:
         """The verdict as JSON-ready values, schema cloister-verdict/1."""
         return {
             "schema": SCHEMA,
+            "subject": str(self.subject),
             "outcome": str(self.outcome),
             "exit_code": self.outcome.exit_code,
             "simulated": self.simulated,
@@ -136,6 +146,7 @@ class Verdict:
         exit_code = fields.integer("exit_code")
         try:
             verdict = cls(
+                subject=Subject(fields.text("subject")),
                 outcome=Outcome(fields.text("outcome")),
                 simulated=simulated,
                 checks=tuple(_check(item) for item in fields.array("checks", limit=_MAX_CHECKS)),
@@ -214,12 +225,14 @@ def failed_verdict(
     policy_sha256: str,
     now: datetime,
     simulated: bool,
-    claims: Claims | None = None,
+    subject: Subject = Subject.KEY,
+    claims: tuple[Claims, ...] = (),
     statement: Mapping[str, str] | None = None,
 ) -> Verdict:
     """The verdict of an appraisal that `error` ended; `claims` and `statement` as far as they were established."""
     return Verdict(
         outcome=outcome_of(error),
+        subject=subject,
         simulated=simulated,
         checks=checklist.results(),
         policy_name=policy_name,
@@ -230,14 +243,21 @@ def failed_verdict(
     )
 
 
-def told_by(claims: Claims | None) -> _Told:
-    """The fields of a verdict that come from verified claims."""
-    if claims is None:
+def told_by(claims: tuple[Claims, ...]) -> _Told:
+    """The fields of a verdict that come from verified claims: names of the first bare, of all others with their TEE."""
+    if not claims:
         return {}
-    signed_at = claims.signed_at.isoformat() if claims.signed_at else ""
+    named = [(each, "" if each is claims[0] else f"{each.tee}.") for one in claims for each in one.flat()]
     return {
-        "tee": claims.tee,
-        "measurements": claims.measurements,
-        "facts": {**claims.facts, "signed_at": signed_at},
-        "chain": claims.chain,
+        "tee": " ".join(each.tee for each, _ in named),
+        "measurements": {
+            f"{prefix}{name}": value for each, prefix in named for name, value in each.measurements.items()
+        },
+        "facts": {f"{prefix}{name}": value for each, prefix in named for name, value in _facts(each).items()},
+        "chain": tuple(subject for each, _ in named for subject in each.chain),
     }
+
+
+def _facts(claims: Claims) -> dict[str, str]:
+    signed_at = claims.signed_at.isoformat() if claims.signed_at else ""
+    return {**claims.facts, "signed_at": signed_at}

@@ -1,7 +1,9 @@
 """Who signs: one folder for each trusted execution environment.
 
-`TEES` names the ones whose evidence this package can verify. It is an explicit tuple and not an entry point:
-installing a package must never add a permissive verifier.
+`TEES` names the folders whose evidence this package can verify, `FORMATS` the formats of evidence in them, each of
+which begins with its folder's name. They are explicit tuples and not entry points: installing a package must never add
+a permissive verifier.
 """
 
-TEES: tuple[str, ...] = ("nitro",)
+TEES: tuple[str, ...] = ("nitro", "snp", "ita")
+FORMATS: tuple[str, ...] = ("nitro", "snp", "ita")

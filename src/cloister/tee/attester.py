@@ -1,19 +1,18 @@
-"""The one thing a replica needs from its TEE: sign evidence over 32 bytes (RFC 9334: the Attester)."""
+"""The one thing a replica needs from its TEE: evidence over 32 bytes (RFC 9334: the Attester)."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
+from cloister.tee.evidence import Offers
+
 
 class Attester(Protocol):
     """Asks the TEE for evidence; blocking, call it off the event loop."""
 
-    #: The media type of what `attest` returns.
-    media_type: str
+    def offer(self, user_data: bytes, nonce: bytes | None) -> Offers:
+        """What binds `user_data` (32 bytes) and, where given, answers `nonce` (32 bytes), with its endorsements.
 
-    def attest(self, user_data: bytes, nonce: bytes | None) -> bytes:
-        """Evidence that binds `user_data` (32 bytes) and, where given, `nonce` (32 bytes).
-
-        Raises UndecidedError when the device does not answer.
+        Raises UndecidedError when the device or a service does not answer.
         """
         ...

@@ -53,12 +53,21 @@ class Checklist:
         self._planned: dict[str, str] = {}
         self._results: dict[str, Check] = {}
 
-    def plan(self, checks: Sequence[tuple[str, str]]) -> None:
-        """Add `(id, title)` pairs to the end of the plan."""
-        for check_id, title in checks:
+    def plan(self, checks: Sequence[tuple[str, str]], *, after: str | None = None) -> None:
+        """Add `(id, title)` pairs to the end of the plan, or right after the planned check `after`.
+
+        The latter is for an envelope that learns only on the way what it holds.
+        """
+        for check_id, _ in checks:
             if check_id in self._planned:
                 raise ValueError(f"check {check_id} is planned twice")
-            self._planned[check_id] = title
+        items = list(self._planned.items())
+        at = len(items) if after is None else list(self._planned).index(after) + 1
+        self._planned = dict((*items[:at], *checks, *items[at:]))
+
+    def __contains__(self, check_id: str) -> bool:
+        """Is the check planned?"""
+        return check_id in self._planned
 
     @contextmanager
     def step(self, check_id: str) -> Iterator[Step]:

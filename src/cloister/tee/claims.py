@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -16,6 +16,8 @@ class Claims:
     `user_data` and `nonce` are exactly the signed bytes, None where the evidence has no such field.
     `signed_at` is the signer's own clock where the format has one, else None (SNP, TDX).
     `facts` are further strings worth showing (module id, TCB, advisories), never used for a decision.
+    `tee` is the name of the format. `details` is that format's own verified value, for its rules; `inner` are the
+    claims of evidence that this one envelops (an SNP report under a cloud's vTPM), each verified by its own format.
     """
 
     tee: str
@@ -27,3 +29,11 @@ class Claims:
     signed_at: datetime | None
     chain: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
+    details: object = None
+    inner: tuple[Claims, ...] = ()
+
+    def flat(self) -> Iterator[Claims]:
+        """These claims and all that they envelop, outermost first."""
+        yield self
+        for inner in self.inner:
+            yield from inner.flat()

@@ -96,6 +96,10 @@ class Fields:
         """Is the member there, and null?"""
         return self._get(name) is None
 
+    def value(self, name: str) -> object:
+        """Whatever the member holds."""
+        return self._get(name)
+
     def text(self, name: str, *, limit: int = 1024) -> str:
         """A string of at most `limit` characters."""
         value = self._get(name)

@@ -16,6 +16,7 @@ from pathlib import Path
 import cbor2
 
 from cloister.errors import MalformedError, UndecidedError
+from cloister.tee.evidence import Offers
 from cloister.wire import cbor
 
 DEVICE = Path("/dev/nsm")
@@ -32,11 +33,13 @@ PUBLIC_KEY_BYTES = 1024
 class NitroSecurityModule:
     """Implements tee.attester.Attester; also asks for documents that carry a public key, as AWS KMS wants them."""
 
-    media_type = MEDIA_TYPE
-
     def __init__(self, device: Path = DEVICE) -> None:
         self._device = device
         self._lock = threading.Lock()
+
+    def offer(self, user_data: bytes, nonce: bytes | None) -> Offers:
+        """A document, as a replica's bundle carries it; raises UndecidedError."""
+        return Offers.one(MEDIA_TYPE, self.attest(user_data, nonce))
 
     def attest(self, user_data: bytes | None, nonce: bytes | None, public_key: bytes | None = None) -> bytes:
         """A signed attestation document (COSE_Sign1); raises UndecidedError with the module's own word."""

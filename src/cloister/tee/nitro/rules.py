@@ -1,4 +1,4 @@
-"""What a policy may demand of a genuine Nitro document, and what it cannot waive."""
+"""What a policy may demand of a genuine Nitro document."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from cloister.errors import PolicyDocumentError, RefusedError
 from cloister.tee.claims import Claims
+from cloister.tee.format import Rule
+from cloister.wire.toml import Table
 
 REGISTERS = ("pcr0", "pcr1", "pcr2", "pcr3", "pcr4", "pcr8")
 _PCR = re.compile(r"[0-9a-f]{96}\Z")
@@ -47,14 +49,8 @@ class Measurement:
         return {name: value for name, value in pairs if value is not None}
 
 
-def check_not_debug(claims: Claims) -> None:
-    """7. A debug enclave's memory can be read by its parent: refused, whatever the policy says."""
-    if claims.debug:
-        raise RefusedError("the enclave runs in debug mode (PCR0, PCR1 and PCR2 are zero)")
-
-
 def check_measurements(claims: Claims, allowed: Sequence[Measurement]) -> Measurement:
-    """8. The first allowed measurement that fits; raises RefusedError naming the registers of the nearest one."""
+    """The first allowed measurement that fits; raises RefusedError naming the registers of the nearest one."""
     if not allowed:
         raise PolicyDocumentError("no measurement is allowed")
     nearest: list[str] | None = None
@@ -69,3 +65,34 @@ def check_measurements(claims: Claims, allowed: Sequence[Measurement]) -> Measur
         if nearest is None or len(wrong) < len(nearest):
             nearest = wrong
     raise RefusedError(f"the replica runs another image than the policy names: {', '.join(nearest or [])} differ")
+
+
+def _read(table: Table) -> tuple[Measurement, ...] | None:
+    return tuple(_measurement(each) for each in table.tables("measurement")) or None
+
+
+def _measurement(table: Table) -> Measurement:
+    registers = {register: table.text(register) for register in REGISTERS}
+    label = table.line("label") or ""
+    table.done()
+    try:
+        return Measurement(**registers, label=label)
+    except PolicyDocumentError as error:
+        raise PolicyDocumentError(f"{table.path}: {error.message}", hint=error.hint) from None
+
+
+def _check(claims: Claims, allowed: Sequence[Measurement]) -> str:
+    found = check_measurements(claims, allowed)
+    return found.label or ", ".join(found.stated())
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        name="measurement",
+        title="8. The registers are those of an image that the policy names",
+        example='[[nitro.measurement]] pcr0 = "…"',
+        read=_read,
+        check=_check,
+        waivable=False,
+    ),
+)

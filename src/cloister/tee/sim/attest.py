@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
 
 from cloister.errors import UndecidedError
+from cloister.tee.evidence import Offers
 from cloister.tee.sim.root import Issued, SimulatedRoot, issue
 
 MEDIA_TYPE = "application/vnd.cloister.nitro-doc"
@@ -33,8 +34,6 @@ def sign(payload: bytes, key: ec.EllipticCurvePrivateKey, *, protected: bytes = 
 class SimulatedNitro:
     """Implements tee.attester.Attester with given register values (index -> 48 bytes, the others zero)."""
 
-    media_type = MEDIA_TYPE
-
     def __init__(
         self,
         root: SimulatedRoot,
@@ -49,6 +48,10 @@ class SimulatedNitro:
         self._clock = clock
         self._lock = threading.Lock()
         self._chain: list[Issued] = []
+
+    def offer(self, user_data: bytes, nonce: bytes | None) -> Offers:
+        """A document, as a replica's bundle carries it; raises UndecidedError."""
+        return Offers.one(MEDIA_TYPE, self.attest(user_data, nonce))
 
     def attest(self, user_data: bytes, nonce: bytes | None) -> bytes:
         """A signed document; sizes are limited as the Nitro security module limits them, else UndecidedError."""

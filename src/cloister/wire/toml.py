@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Collection, Mapping
 from datetime import timedelta
 
 from cloister.errors import PolicyDocumentError
 
 MAX_LINE = 300
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_HEX = re.compile(r"[0-9a-f]*\Z")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _PAGE = "See docs/policy.md."
 
@@ -37,6 +38,38 @@ def quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+def write(members: Mapping[str, object], path: str = "") -> list[str]:
+    """Lines of a table as TOML: strings, whole numbers, booleans, lists of them, tables and lists of tables.
+
+    Raises ValueError for anything else. Plain members come first, so that the lines read back as the same table.
+    """
+    lines, later = list[str](), list[str]()
+    for key, value in members.items():
+        name = key if _BARE_KEY.match(key) else quote(key)
+        inner = f"{path}.{name}" if path else name
+        if isinstance(value, Mapping):
+            later += ["", f"[{inner}]", *write(value, inner)]
+        elif isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
+            for each in value:
+                later += ["", f"[[{inner}]]", *write(each, inner)]
+        else:
+            lines.append(f"{name} = {_value(value)}")
+    return lines + later
+
+
+def _value(value: object) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value)
+        case str():
+            return quote(value)
+        case list():
+            return f"[{', '.join(map(_value, value))}]"
+    raise ValueError("a value that a document cannot hold")
+
+
 class Table:
     """One TOML table: typed getters that give None for what is absent, and a record of what was asked for.
 
@@ -47,6 +80,11 @@ class Table:
         self._members = members
         self.path = path
         self._asked: set[str] = set()
+
+    @property
+    def members(self) -> Mapping[str, object]:
+        """What the table holds, as the parser gave it."""
+        return self._members
 
     def name(self, key: str) -> str:
         """The path of a member, as a message shows it: an unusual key is escaped and cut."""
@@ -103,13 +141,51 @@ class Table:
 
     def digests(self, key: str) -> tuple[str, ...] | None:
         """A list of lower-case hex SHA-256 digests."""
+        return self.hexes(key, 32, what="a SHA-256 digest")
+
+    def hexes(self, key: str, size: int, *, what: str = "a value") -> tuple[str, ...] | None:
+        """A list of at least one string of `size` bytes in lower-case hex."""
         values = self.texts(key)
         for at, value in enumerate(values or ()):
-            if not _SHA256.match(value):
+            if len(value) != 2 * size or not _HEX.match(value):
                 raise PolicyDocumentError(
-                    f"{self.name(key)}[{at}] must be a SHA-256 digest of 64 lower-case hex digits",
+                    f"{self.name(key)}[{at}] must be {what} of {2 * size} lower-case hex digits",
                     hint="Copy it from the build.",
                 )
+        return values
+
+    def hex(self, key: str, size: int) -> str | None:
+        """A string of `size` bytes in lower-case hex."""
+        value = self.text(key)
+        if value is not None and (len(value) != 2 * size or not _HEX.match(value)):
+            raise PolicyDocumentError(
+                f"{self.name(key)} must be {2 * size} lower-case hex digits", hint="Copy it from the build."
+            )
+        return value
+
+    def number(self, key: str, smallest: int, largest: int) -> int | None:
+        """A whole number in the closed range."""
+        value = self._get(key, int, "a whole number")
+        if not isinstance(value, int):
+            return None
+        if not smallest <= value <= largest:
+            raise PolicyDocumentError(
+                f"{self.name(key)} must be from {smallest} to {largest}", hint="Choose a value in that range."
+            )
+        return value
+
+    def choice(self, key: str, allowed: Collection[str]) -> str | None:
+        """A string out of a set."""
+        value = self.text(key)
+        if value is not None and value not in allowed:
+            raise PolicyDocumentError(f"{self.name(key)} must be one of {', '.join(sorted(allowed))}", hint=_PAGE)
+        return value
+
+    def choices(self, key: str, allowed: Collection[str]) -> tuple[str, ...] | None:
+        """A list of at least one string, each out of a set."""
+        values = self.texts(key)
+        if values is not None and not set(values) <= set(allowed):
+            raise PolicyDocumentError(f"{self.name(key)} may hold {', '.join(sorted(allowed))}", hint=_PAGE)
         return values
 
     def table(self, key: str) -> Table:

@@ -1,0 +1,1 @@
+"""Google Cloud: Confidential Space tokens; the vTPM of confidential VMs."""

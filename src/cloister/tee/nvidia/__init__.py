@@ -1,0 +1,1 @@
+"""NVIDIA confidential GPUs and NVSwitches: SPDM reports with RIMs; NRAS tokens."""
