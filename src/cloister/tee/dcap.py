@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +14,6 @@ from cloister.trust.dcap.quote import Quote
 from cloister.trust.dcap.qvl import Platform, Tcb
 from cloister.trust.dcap.root import ANCHORS
 from cloister.wire.toml import Table
-
-_ADVISORY = re.compile(r"INTEL-SA-\d{5}\Z", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +192,7 @@ def tcb_rules(name: str, first: int, verified: Callable[[Claims], Verified]) -> 
 
 def _advisories(table: Table) -> tuple[str, ...] | None:
     values = table.texts("advisories_refused")
-    if values is not None and not all(_ADVISORY.match(value) for value in values):
+    if values is not None and not all(qvl.ADVISORY.match(value) for value in values):
         raise PolicyDocumentError(
             f"{table.name('advisories_refused')} must hold ids such as INTEL-SA-00960", hint="See docs/policy.md."
         )

@@ -74,7 +74,7 @@ class Endorsements:
             qe_identity=qe_identity,
             root_crl=_octets(fields, "root_ca_crl"),
             pck_crl=_octets(fields, "pck_crl"),
-            pck_crl_issuer_chain=fields.text("pck_crl_issuer_chain", limit=16384),
+            pck_crl_issuer_chain=_chain(fields, "pck_crl_issuer_chain"),
         )
         fields.done()
         return item
@@ -154,7 +154,7 @@ def _signed(fields: Fields, name: str) -> tuple[Signed, Fields]:
     signed = Signed(
         text=text,
         signature=_octets(fields, f"{name}_signature", 64),
-        issuer_chain=fields.text(f"{name}_issuer_chain", limit=16384),
+        issuer_chain=_chain(fields, f"{name}_issuer_chain"),
         id=inner.text("id", limit=16),
         version=inner.integer("version", maximum=100),
         issued=_time(inner, "issueDate"),
@@ -162,6 +162,12 @@ def _signed(fields: Fields, name: str) -> tuple[Signed, Fields]:
         evaluation_number=inner.integer("tcbEvaluationDataNumber", maximum=1_000_000),
     )
     return signed, inner
+
+
+def _chain(fields: Fields, name: str) -> str:
+    text = fields.text(name, limit=16384)
+    certificates(text.encode(), 2, f"Intel collateral: {name}")
+    return text
 
 
 def _octets(fields: Fields, name: str, size: int | None = None) -> bytes:

@@ -16,7 +16,7 @@ from typing import TypeVar
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cloister.errors import CloisterError, MalformedError, NotGenuineError, RefusedError
+from cloister.errors import CloisterError, MalformedError, NotGenuineError, RefusedError, UndecidedError
 from cloister.trust.dcap.collateral import Endorsements
 from cloister.trust.dcap.quote import Quote, Tee
 from cloister.wire import strict_json
@@ -26,7 +26,7 @@ STATUSES = (
     "UpToDate", "SWHardeningNeeded", "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded", "OutOfDate",
     "OutOfDateConfigurationNeeded", "TDRelaunchAdvised", "TDRelaunchAdvisedConfigurationNeeded",
 )  # fmt: skip
-_ADVISORY = re.compile(r"INTEL-SA-\d{5}\Z", re.ASCII)
+ADVISORY = re.compile(r"[A-Z][A-Z0-9-]{1,39}\Z", re.ASCII)
 #: Genuine, but dcap-qvl lets nobody accept it.
 _REFUSALS = {
     "Debug mode is enabled": "the TEE runs in debug mode: its memory is open to the host",
@@ -123,7 +123,7 @@ def _claims(text: str, quote: Quote, known: Platform) -> Tcb:
     tcb, place = claims.member("tcb"), claims.member("platform")
     status = tcb.text("status")
     advisories = tuple(str(each) for each in tcb.array("advisory_ids", limit=1000))
-    if status not in STATUSES or not all(_ADVISORY.match(each) for each in advisories):
+    if status not in STATUSES or not all(ADVISORY.match(each) for each in advisories):
         raise MalformedError("TCB claims: status or advisory")
     fmspc = place.member("pck").array("fmspc", limit=6)
     same = list(bytes.fromhex(known.fmspc)) == fmspc and claims.integer("tee_type") == quote.tee
@@ -168,6 +168,8 @@ def _translated(message: str, what: str) -> CloisterError:
     for phrase, meaning in _NOT_GENUINE.items():
         if phrase in message:
             return NotGenuineError(meaning)
+    if "SGX TEE quote must have version" in message:
+        return UndecidedError("an SGX quote of this version cannot be checked", hint="Ask the enclave for version 3.")
     # Another message may quote the input: only its harmless beginning is shown.
     shown = re.match(r"(?:Verification failed: )?([A-Za-z ]{0,80})", message)
     return NotGenuineError(f"{what} do not verify: {shown.group(1).strip() if shown else ''}".rstrip(": "))
