@@ -122,10 +122,14 @@ def test_what_a_policy_may_not_say(name: str, text: str) -> None:
 
 
 def test_both_svns_of_a_newer_report_count() -> None:
-    low = bytes([3, 1, 2]) + bytes(13)
-    found = claims(World(tdx=True, version=5, body=td_report(newer=True, svn2=low)))
-    with pytest.raises(RefusedError):
-        RULES["tee_tcb_svn_min"].check(found, (f"0401{'00' * 14}",))
+    low, high, least = (bytes([n, 1, 2]) + bytes(13) for n in (5, 7, 6))
+    for svn, svn2, fits in ((high, high, True), (high, low, False), (low, high, False)):
+        found = claims(World(tdx=True, version=5, body=td_report(newer=True, tcb_svn=svn, svn2=svn2)))
+        if fits:
+            assert RULES["tee_tcb_svn_min"].check(found, (least.hex(),))
+        else:
+            with pytest.raises(RefusedError):
+                RULES["tee_tcb_svn_min"].check(found, (least.hex(),))
 
 
 def test_the_readme_numbers_the_checks_as_the_code_does() -> None:

@@ -70,15 +70,15 @@ def _json(data: bytes) -> tuple[Event, ...]:
         if not isinstance(item, dict):
             raise _malformed("an event is not an object")
         fields = Fields(item, "event log")
-        events.append(
-            Event(
-                register=fields.integer("imr", maximum=3),
-                event_type=fields.integer("event_type", maximum=0xFFFFFFFF),
-                digest=_octets(fields, "digest", 48),
-                name=fields.text("event", limit=256),
-                payload=_octets(fields, "event_payload"),
-            )
-        )
+        name, event_type = fields.text("event", limit=256), fields.integer("event_type", maximum=0xFFFFFFFF)
+        payload = _octets(fields, "event_payload")
+        # A runtime event may come without its digest, which its text gives.
+        if name and not fields.text("digest"):
+            digest = measure.runtime_digest(name, payload, event_type)
+        else:
+            digest = _octets(fields, "digest", 48)
+        register = fields.integer("imr", maximum=3)
+        events.append(Event(register=register, event_type=event_type, digest=digest, name=name, payload=payload))
         fields.done()
     return tuple(events)
 
