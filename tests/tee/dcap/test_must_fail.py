@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import struct
 from datetime import timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.tee.dcap.signer import (
+    INTEL,
     NOW,
     World,
     claims,
@@ -23,6 +27,7 @@ from cloister.errors import CloisterError, MalformedError, NotGenuineError, Refu
 from cloister.tee import binding, registry
 from cloister.trust.collateral import Item
 from cloister.trust.dcap import qvl
+from cloister.trust.dcap.quote import Quote
 
 TDX, SGX = World(tdx=True), World(tdx=False, version=3)
 WORLDS = pytest.mark.parametrize("world", [TDX, World(tdx=True, version=5), SGX], ids=["tdx-4", "tdx-5", "sgx-3"])
@@ -217,6 +222,33 @@ def test_a_foreign_key_signed_the_collateral() -> None:
     assert "root" in found.message
 
 
+def test_both_texts_chain_to_the_root_of_the_quote() -> None:
+    other = World(tdx=True)
+    members = json.loads(other.collateral())
+    theirs = {name: members[name] for name in ("qe_identity", "qe_identity_signature", "qe_identity_issuer_chain")}
+    item = Item("intel-collateral", TDX.collateral(**theirs))
+    with pytest.raises(NotGenuineError, match="another root than the quote"):
+        verify("tdx", TDX.quote, item, anchors=(TDX.anchor, other.anchor))
+
+
+@WORLDS
+def test_a_high_s_is_valid(world: World) -> None:
+    """ECDSA has two signatures for one; neither is an identity of the quote."""
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    data = world.quote
+    at = len(Quote.parse(data).signed) + 4 + 32
+    other = (order - int.from_bytes(data[at : at + 32], "big")).to_bytes(32, "big")
+    assert claims(world, evidence=data[:at] + other + data[at + 32 :]).genuine
+
+
+@given(st.binary(max_size=700), st.sampled_from([3, 4, 5]), st.sampled_from([0, 0x81]))
+def test_whatever_follows_a_header_is_malformed(data: bytes, version: int, tee: int) -> None:
+    header = struct.pack("<HHIHH", version, 2, tee, 0, 0) + INTEL + bytes(20)
+    for each in (data, header + data):
+        with pytest.raises(MalformedError):
+            Quote.parse(each)
+
+
 def test_the_key_of_a_platform_does_not_sign_collateral() -> None:
     info = json.dumps(TDX.tcb_info())
     chain = (TDX.pck.pem + TDX.ca.pem).decode()
@@ -292,7 +324,6 @@ def test_the_library_itself_refuses_stale_collateral() -> None:
     """The wrapper's own dates are not the only ones: without them it does not pass either."""
     from cloister.trust.dcap import pck
     from cloister.trust.dcap.collateral import Endorsements
-    from cloister.trust.dcap.quote import Quote
 
     quote, item = Quote.parse(TDX.quote), Endorsements.parse(TDX.collateral())
     chain = pck.validate(quote, (TDX.anchor,), now=NOW)

@@ -112,16 +112,33 @@ def check(item: Endorsements, pck: PckChain, anchors: Sequence[Anchor], *, now: 
     """Intel signed both texts and both lists, and the lists revoke nothing used here. Raises as chain and crl do."""
     root = load_certificate(pck.root, "root")
     root_crl = crl.load(item.root_crl, root.subject, root.public_key(), P256, now=now)
+    signers: dict[str, x509.Certificate] = {}
     for signed, what in ((item.tcb_info, "TCB info"), (item.qe_identity, "QE identity")):
-        leaf, top = certificates(signed.issuer_chain.encode(), 2, f"{what} issuer chain")
-        anchor, (_, signer) = chain.validate((top,), leaf, anchors, now=now, profile=P256)
-        if anchor != pck.anchor:
-            raise NotGenuineError(f"{what} chains to another root than the quote")
-        crl.check_not_revoked(root_crl, signer, f"the signer of {what}")
-        raw_check(signer.public_key(), signed.signature, signed.text.encode(), what)
+        # Intel signs both with one key: the same chain need not be walked twice.
+        if signed.issuer_chain not in signers:
+            signers[signed.issuer_chain] = _signer(signed, what, pck, anchors, root_crl, now=now)
+        raw_check(signers[signed.issuer_chain].public_key(), signed.signature, signed.text.encode(), what)
     crl.check_not_revoked(root_crl, pck.issuer, "the CA of the PCK certificate")
     pck_crl = crl.load(item.pck_crl, pck.issuer.subject, pck.issuer.public_key(), P256, now=now)
     crl.check_not_revoked(pck_crl, pck.leaf, "the PCK certificate")
+
+
+def _signer(
+    signed: Signed,
+    what: str,
+    pck: PckChain,
+    anchors: Sequence[Anchor],
+    root_crl: x509.CertificateRevocationList,
+    *,
+    now: datetime,
+) -> x509.Certificate:
+    """The certificate that signs such texts: issued by the quote's own root, and not revoked."""
+    leaf, top = certificates(signed.issuer_chain.encode(), 2, f"{what} issuer chain")
+    anchor, (_, signer) = chain.validate((top,), leaf, anchors, now=now, profile=P256)
+    if anchor != pck.anchor:
+        raise NotGenuineError(f"{what} chains to another root than the quote")
+    crl.check_not_revoked(root_crl, signer, f"the signer of {what}")
+    return signer
 
 
 def _misfit(item: Endorsements, tee: Tee, *, fmspc: str, pce_id: str, issuer: x509.Name, now: datetime) -> str | None:
