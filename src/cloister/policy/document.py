@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from cloister.errors import PolicyDocumentError
+from cloister.wire import toml
 from cloister.policy.checks import WAIVABLE
 from cloister.tee import TEES
 from cloister.tee.nitro.roots import ANCHORS as NITRO_ANCHORS
 from cloister.tee.nitro.rules import REGISTERS, Measurement
 from cloister.trust.anchors import Anchor
-from cloister.wire import toml
 
 SCHEMA = "cloister-policy/1"
 MAX_POLICY = 64 * 1024

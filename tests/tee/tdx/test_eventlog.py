@@ -170,6 +170,8 @@ def test_a_binary_log_in_its_details() -> None:
         ccel((1, D1), algorithms=((0x0B, 32),)),
         ccel((1, D1))[32:],
         bytes(2 * 1024 * 1024),
+        ccel(*[(0, D1)] * 16385, kind=3),
+        ccel(tail=bytes(16) * 20000 + b"\x01"),
     ],
 )  # fmt: skip
 def test_what_is_not_a_log_is_malformed(data: bytes) -> None:

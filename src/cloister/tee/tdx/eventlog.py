@@ -86,11 +86,13 @@ def _json(data: bytes) -> tuple[Event, ...]:
 def _binary(data: bytes) -> tuple[Event, ...]:
     reader = Reader(data, "event log")
     algorithms = _header(reader)
+    # Firmware hands over the whole area of the log: what is not used is 0xff, or zero.
+    end = min(len(data.rstrip(b"\xff")), len(data.rstrip(b"\x00")))
     events: list[Event] = []
-    while reader.remaining:
-        if _is_padding(data, reader.position):
-            break
-        if len(events) >= MAX_EVENTS:
+    seen = 0
+    while reader.position < end:
+        seen += 1
+        if seen > MAX_EVENTS:
             raise _malformed(f"more than {MAX_EVENTS} events")
         register, event_type, digests = _uint(reader), _uint(reader), {}
         for _ in range(_uint(reader, limit=len(algorithms))):
@@ -130,11 +132,6 @@ def _header(reader: Reader) -> frozenset[int]:
     spec.take(_uint(spec, 1), "vendor information")
     spec.end()
     return frozenset(algorithms)
-
-
-def _is_padding(data: bytes, at: int) -> bool:
-    """Firmware hands over the whole area of the log: what is not used is 0xff, or zero."""
-    return data[at] in (0x00, 0xFF) and data.count(data[at : at + 1], at) == len(data) - at
 
 
 def _octets(fields: Fields, name: str, size: int | None = None) -> bytes:

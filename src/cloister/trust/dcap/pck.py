@@ -23,6 +23,8 @@ from cloister.trust.dcap.quote import Quote
 from cloister.trust.signatures import Algorithm
 
 P256 = chain.Profile(algorithms=frozenset({Algorithm.ECDSA_P256_SHA256}))
+#: Enclave attributes: the host may read the enclave.
+DEBUG = 1 << 1
 MAX_PEM = 16 * 1024
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\s([A-Za-z0-9+/=\s]{1,8192})-----END CERTIFICATE-----")
 
@@ -69,6 +71,8 @@ def check_signatures(quote: Quote, pck: PckChain) -> None:
     Raises NotGenuineError.
     """
     raw_check(pck.leaf.public_key(), quote.qe_report_signature, quote.qe_report.raw, "the quoting enclave's report")
+    if quote.qe_report.attributes[0] & DEBUG:
+        raise NotGenuineError("the quoting enclave runs in debug mode: whoever runs it has its keys")
     bound = hashlib.sha256(quote.attestation_key + quote.qe_auth_data).digest().ljust(64, b"\x00")
     if not hmac.compare_digest(quote.qe_report.report_data, bound):
         raise NotGenuineError("the quoting enclave does not vouch for the attestation key")

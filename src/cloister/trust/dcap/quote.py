@@ -113,6 +113,7 @@ class Quote:
         body = _body(reader, version, tee)
         signed = data[: reader.position]
         section = Reader(reader.take(_take(reader, 4, "signature length"), "signature data"), "quote signature data")
+        raw = data[: reader.position]
         if any(reader.rest()):
             raise _malformed("trailing bytes")
         signature, attestation_key = section.take(64, "signature"), section.take(64, "attestation key")
@@ -122,7 +123,7 @@ class Quote:
         qe_report_signature = section.take(64, "QE report signature")
         qe_auth_data = section.take(_take(section, 2, "QE authentication data length"), "QE authentication data")
         return cls(
-            raw=data[: len(signed) + 4 + int.from_bytes(data[len(signed) : len(signed) + 4], "little")],
+            raw=raw,
             version=version,
             tee=tee,
             qe_svn=qe_svn,
