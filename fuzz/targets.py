@@ -39,7 +39,7 @@ from cloister.trust.anchors import Anchor
 from cloister.weights import manifest
 from cloister.weights.keys import WrappedKey
 from cloister.wire import bhttp, cbor, cose, strict_json
-from fuzz import snp_targets
+from fuzz import dcap_targets, snp_targets
 
 
 @dataclass(frozen=True)
@@ -222,6 +222,7 @@ TARGETS: tuple[Target, ...] = (
     Target("nitro-cli-run", lambda: [json.dumps(ENCLAVE).encode()], lambda data: void(nitro_cli.parse_run(data))),
     Target("pipe", lambda: [pack(Kind.CHUNK, 7, b"{}") * 3], lambda data: void(Unpacker().push(data))),
     *(Target(name, corpus, run) for name, corpus, run in snp_targets.TARGETS),
+    *(Target(name, corpus, run) for name, corpus, run in dcap_targets.TARGETS),
 )  # fmt: skip
 
 

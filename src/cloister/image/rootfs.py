@@ -33,7 +33,7 @@ LEFT_OUT = (
     "cloister/tee/sim",
     *(f"cloister/tee/{each}" for each in TEES if each != "nitro"),
     *(f"cloister/tee/nitro/{each}.py" for each in ("formats", "verify", "rules")),
-    *(f"cloister/tee/{each}.py" for each in ("binding", "context", "format", "registry")),
+    *(f"cloister/tee/{each}.py" for each in ("binding", "context", "dcap", "format", "registry")),
 )
 #: From Debian's packages: what a replica never needs.
 DROPPED = (

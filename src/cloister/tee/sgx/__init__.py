@@ -1,1 +1,3 @@
 """Intel SGX: quotes of enclaves."""
+
+MEDIA_TYPE = "application/vnd.cloister.sgx-quote"

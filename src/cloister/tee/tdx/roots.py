@@ -1,0 +1,7 @@
+"""The trust anchor of TDX quotes: Intel's one root for SGX and TDX."""
+
+from __future__ import annotations
+
+from cloister.trust.dcap.root import ANCHORS, INTEL_SGX_ROOT_CA
+
+__all__ = ["ANCHORS", "INTEL_SGX_ROOT_CA"]
