@@ -5,5 +5,5 @@ begins with its folder's name. They are explicit tuples and not entry points: in
 permissive verifier.
 """
 
-TEES: tuple[str, ...] = ("nitro",)
-FORMATS: tuple[str, ...] = ("nitro",)
+TEES: tuple[str, ...] = ("nitro", "nvidia")
+FORMATS: tuple[str, ...] = ("nitro", "nvidia-gpu", "nvidia-nras")

@@ -62,7 +62,12 @@ def of(signed: x509.Certificate | x509.CertificateRevocationList) -> Algorithm |
             and parameters._salt_length == SHA384.digest_size
         )
         return Algorithm.RSA_PSS_SHA384 if fits else None
-    return _NAMES.get(signed.signature_algorithm_oid)
+    return of_oid(signed.signature_algorithm_oid)
+
+
+def of_oid(oid: x509.ObjectIdentifier) -> Algorithm | None:
+    """The algorithm of an identifier that needs no parameters; None for one that is not in the list."""
+    return _NAMES.get(oid)
 
 
 def check(key: CertificatePublicKeyTypes, algorithm: Algorithm, signature: bytes, data: bytes, what: str) -> None:

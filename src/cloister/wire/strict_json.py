@@ -45,18 +45,31 @@ def _check_depth(value: object) -> None:
 
 def loads(data: bytes, what: str, *, limit: int) -> dict[str, object]:
     """The JSON object in `data` (at most `limit` bytes); raises MalformedError without quoting any of it."""
+    value = _loads(data, what, limit)
+    if not isinstance(value, dict):
+        raise MalformedError(f"{what}: not a JSON object")
+    return value
+
+
+def loads_array(data: bytes, what: str, *, limit: int) -> list[object]:
+    """The JSON array in `data` (at most `limit` bytes); raises MalformedError without quoting any of it."""
+    value = _loads(data, what, limit)
+    if not isinstance(value, list):
+        raise MalformedError(f"{what}: not a JSON array")
+    return value
+
+
+def _loads(data: bytes, what: str, limit: int) -> object:
     if len(data) > limit:
         raise MalformedError(f"{what}: {len(data)} bytes, the limit is {limit}")
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        value: object = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
         _check_depth(value)
         # A lone surrogate escape parses but is not text that anyone could send on.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError):
         # The decoder's own message quotes the input: it must not travel.
         raise MalformedError(f"{what}: not strict JSON") from None
-    if not isinstance(value, dict):
-        raise MalformedError(f"{what}: not a JSON object")
     return value
 
 
