@@ -140,7 +140,7 @@ def read(kind: Kind, arch: Arch, report: Report, leaf: x509.Certificate) -> Fact
         mode=_mode(report) if gpu else None,
         fwid=_fwid(report, leaf),
         pdi=None if gpu else report.octets(Opaque.SWITCH_PDI, PDI_SIZE),
-        pdis=frozenset(report.pdis(Opaque.SWITCH_PDI if gpu else Opaque.SWITCH_GPU_PDIS)),
+        pdis=report.switch_pdis() if gpu else report.gpu_pdis(),
     )
 
 

@@ -18,6 +18,7 @@ SIGNATURE_SIZE = 96
 MEASUREMENT_SIZE = 48
 FWID_SIZE = 48
 PDI_SIZE = 8
+SWITCH_GPUS = 8
 #: Version 1.1, GET_MEASUREMENTS, a signature requested, all measurements.
 REQUEST = bytes.fromhex("11e001ff")
 #: Version 1.1, MEASUREMENTS.
@@ -100,13 +101,14 @@ class Report:
             raise MalformedError(f"SPDM report: {kind.name} is {len(value)} bytes, not {size}")
         return value
 
-    def pdis(self, kind: Opaque) -> tuple[bytes, ...]:
-        """The device identities (8 bytes each) in a value, without the zeros of unused ports; raises MalformedError."""
-        value = self.opaque.get(kind, b"")
-        if len(value) % PDI_SIZE:
-            raise MalformedError(f"SPDM report: {kind.name} is not whole identities")
-        parts = (value[at : at + PDI_SIZE] for at in range(0, len(value), PDI_SIZE))
-        return tuple(part for part in parts if any(part))
+    def switch_pdis(self) -> frozenset[bytes]:
+        """The switches that a GPU is linked to, without the zeros of unused links; raises MalformedError."""
+        return _pdis(self.opaque.get(Opaque.SWITCH_PDI, b""))
+
+    def gpu_pdis(self) -> frozenset[bytes]:
+        """The GPUs that a switch is linked to: up to eight identities, before a table of links; MalformedError."""
+        value = self.octets(Opaque.SWITCH_GPU_PDIS, 2 * SWITCH_GPUS * PDI_SIZE) or b""
+        return _pdis(value[: SWITCH_GPUS * PDI_SIZE])
 
 
 def vbios_version(value: bytes) -> str:
@@ -114,6 +116,13 @@ def vbios_version(value: bytes) -> str:
     if len(value) != 8 or any(value[5:]):
         raise MalformedError("SPDM report: VBIOS_VERSION is not five bytes and zeros")
     return ".".join(f"{byte:02X}" for byte in (*reversed(value[:4]), value[4]))
+
+
+def _pdis(value: bytes) -> frozenset[bytes]:
+    if len(value) % PDI_SIZE:
+        raise MalformedError("SPDM report: not whole device identities")
+    parts = (value[at : at + PDI_SIZE] for at in range(0, len(value), PDI_SIZE))
+    return frozenset(part for part in parts if any(part))
 
 
 def _little(reader: Reader, size: int, field: str) -> int:
