@@ -37,6 +37,7 @@ from cloister.trust.anchors import Anchor
 from cloister.weights import manifest
 from cloister.weights.keys import WrappedKey
 from cloister.wire import bhttp, cbor, cose, strict_json
+from fuzz import nvidia_targets
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,7 @@ TARGETS: tuple[Target, ...] = (
     Target("replica", lambda: [REPLICA], lambda data: void(boot.read(data))),
     Target("parent-head", lambda: [b"GET /models/a HTTP/1.1\r\nRange: bytes=0-9"], lambda data: void(head.parse(data))),
     Target("pipe", lambda: [pack(Kind.CHUNK, 7, b"{}") * 3], lambda data: void(Unpacker().push(data))),
+    *(Target(name, corpus, run) for name, corpus, run in nvidia_targets.TARGETS),
 )  # fmt: skip
 
 
