@@ -11,7 +11,7 @@ from tests.trust import tokens
 from tests.trust.tokens import NOW, P384_KEY
 
 from cloister.tee.claims import Claims
-from cloister.tee.nvidia.formats import nonce
+from cloister.tee.nvidia.evidence import nonce
 from cloister.tee.nvidia.roots import NRAS_ISSUER
 from cloister.trust.collateral import Collateral, Item
 

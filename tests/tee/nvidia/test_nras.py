@@ -17,7 +17,7 @@ from tests.trust.tokens import NOW
 from cloister.errors import MalformedError, NotGenuineError, RefusedError, UndecidedError
 from cloister.tee import registry
 from cloister.tee.claims import Claims
-from cloister.tee.nvidia.formats import nonce
+from cloister.tee.nvidia.evidence import nonce
 from cloister.trust.collateral import Collateral
 
 POLICY = {

@@ -19,8 +19,7 @@ from cloister.errors import MalformedError, NotGenuineError
 from cloister.tee import registry
 from cloister.tee.claims import Claims
 from cloister.tee.nvidia.device import Mode
-from cloister.tee.nvidia.evidence import MAX_EVIDENCE, Arch, Evidence, Kind, pack
-from cloister.tee.nvidia.formats import nonce
+from cloister.tee.nvidia.evidence import MAX_EVIDENCE, Arch, Evidence, Kind, nonce, pack
 from cloister.tee.nvidia.spdm import MAX_REPORT, Report, vbios_version
 
 CHIP = Chip.make()

@@ -62,7 +62,9 @@ def test_two_manifests_of_one_version_are_alternatives_and_copies_are_one() -> N
     assert _golden(older, VBIOS_RIM).wrong == (20,)
     spaced = DRIVER_RIM.replace(b"<ds:SignatureValue>", b"<ds:SignatureValue>\n")
     _check(spaced)
-    assert _golden(*[DRIVER_RIM, spaced] * 30, VBIOS_RIM).compared == 32
+    assert _golden(*[DRIVER_RIM, spaced] * 15, VBIOS_RIM).compared == 32
+    with pytest.raises(MalformedError, match="more than 32 manifests"):
+        _golden(*[DRIVER_RIM, spaced] * 16, VBIOS_RIM)
 
 
 def test_an_index_in_both_manifests_is_an_error() -> None:

@@ -262,3 +262,14 @@ def test_the_readme_numbers_its_steps_like_the_code() -> None:
     ]
     assert numbered == expected
     assert [int(number) for number, _ in numbered] == [*range(1, 20), *range(1, 13)]
+
+
+def test_the_policies_of_the_documentation_are_complete() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "nvidia.md").read_text()
+    texts = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert len(texts) == 2
+    for name, text in zip(("nvidia-gpu", "nvidia-nras"), texts, strict=True):
+        table = toml.parse(text.encode(), limit=10_000).table(name)
+        assert all(rule.read(table) is not None for rule in registry.get(name).rules)
+        table.done()
+        assert {rule.name for rule in registry.get(name).rules} <= set(re.findall(r"`([a-z_]+)`", page)) | {"result"}

@@ -207,7 +207,9 @@ def _fwids(der: bytes, depth: int) -> Iterator[bytes]:
     while reader.remaining:
         tag, size = reader.uint(1, "tag"), reader.uint(1, "length")
         if size & 0x80:
-            size = reader.uint(min(size & 0x7F, 3), "length")
+            if size not in (0x81, 0x82):
+                raise MalformedError("DICE identity: a length that is not DER")
+            size = reader.uint(size & 0x7F, "length")
         content = reader.take(size, "content")
         if tag == 0x30 and content.startswith(_SHA384_OID) and len(content) == len(_SHA384_OID) + 2 + FWID_SIZE:
             yield content[-FWID_SIZE:]

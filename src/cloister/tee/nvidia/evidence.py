@@ -8,6 +8,7 @@ root last.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,6 +23,7 @@ MAX_EVIDENCE = 768 * 1024
 MAX_DEVICES = 32
 MAX_CERTIFICATE = 4096
 CHAIN_LENGTH = 5
+BINDING_LABEL = b"cloister-gpu-v1\x00"
 
 
 class Kind(StrEnum):
@@ -66,6 +68,11 @@ class Evidence:
         if not entries:
             raise MalformedError("GPU evidence: no report")
         return cls(entries=entries)
+
+
+def nonce(binding: bytes) -> bytes:
+    """The nonce that a replica asks its GPUs with: SHA-256(label ‖ B), B 32 bytes (PROTOCOL.md section 4.4)."""
+    return hashlib.sha256(BINDING_LABEL + binding).digest()
 
 
 def pack(reports: list[tuple[Kind, Arch, bytes, tuple[bytes, ...]]]) -> bytes:

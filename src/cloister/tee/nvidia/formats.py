@@ -5,21 +5,14 @@ Both carry a nonce of 32 bytes, which ties them to the replica's key statement a
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 
 from cloister.errors import NotGenuineError
 from cloister.tee.claims import Claims
 from cloister.tee.format import Format, Role
 from cloister.tee.nvidia import MEDIA_TYPE, NRAS_MEDIA_TYPE, nras, nras_rules, rules, verify
+from cloister.tee.nvidia.evidence import nonce
 from cloister.tee.nvidia.roots import DEVICE_ANCHORS
-
-BINDING_LABEL = b"cloister-gpu-v1\x00"
-
-
-def nonce(binding: bytes) -> bytes:
-    """The nonce that a replica asks its GPUs with: SHA-256(label ‖ B), B 32 bytes (PROTOCOL.md section 4.4)."""
-    return hashlib.sha256(BINDING_LABEL + binding).digest()
 
 
 def _bind(claims: Claims, binding: bytes, challenge: bytes | None) -> None:

@@ -27,7 +27,7 @@ from cloister.trust.signatures import Algorithm
 from cloister.wire import xml
 from cloister.wire.xml import Element
 
-MAX_RIM = 256 * 1024
+MAX_RIM = 128 * 1024
 MAX_INDEX = 255
 MAX_ALTERNATIVES = 64
 MAX_CHAIN = 6

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.x509 import ocsp as x509_ocsp
 
-from cloister.errors import NotGenuineError
+from cloister.errors import MalformedError, NotGenuineError
 from cloister.tee.claims import Claims
 from cloister.tee.context import Context
 from cloister.tee.nvidia import device
@@ -25,6 +25,9 @@ from cloister.trust.anchors import Anchor
 from cloister.trust.chain import P384
 from cloister.trust.ocsp import Answer, Status
 from cloister.trust.signatures import Algorithm
+
+#: Two for each kind of machine are enough; parsing one takes milliseconds.
+MAX_RIMS = 32
 
 CHECKS: tuple[tuple[str, str], ...] = (
     ("nvidia-gpu.envelope", "1. One envelope of bounded size; every report is one exact SPDM 1.1 exchange"),
@@ -169,8 +172,11 @@ class _Manifests:
         self._now = context.now
         self._roots = context.roots("nvidia-rim", RIM_ANCHORS)
         self._responses = responses
+        items = context.collateral.of("nvidia-rim")
+        if len(items) > MAX_RIMS:
+            raise MalformedError(f"collateral: more than {MAX_RIMS} manifests")
         # One document can be written in many ways around its signature: it counts once.
-        parsed = [Rim.parse(data) for data in context.collateral.of("nvidia-rim")]
+        parsed = [Rim.parse(data) for data in items]
         self._parsed = list({rim.document: rim for rim in parsed}.values())
         self._verified: dict[int, _Genuine] = {}
         self.anchors: list[Anchor] = []
