@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from cloister.errors import MalformedError, NotGenuineError
@@ -97,10 +96,8 @@ class Rim:
             tuple(reversed(self.certificates[1:])), self.certificates[0], anchors, now=min(now, ends)
         )
         _check_purpose(certificates[-1])
-        half = len(self.signature) // 2
-        r, s = (int.from_bytes(part, "big") for part in (self.signature[:half], self.signature[half:]))
-        key = chain.p384(certificates[-1])
-        signatures.check(key, Algorithm.ECDSA_P384_SHA384, encode_dss_signature(r, s), self.signed_info, "RIM")
+        key, signature = chain.p384(certificates[-1]), signatures.from_raw(self.signature)
+        signatures.check(key, Algorithm.ECDSA_P384_SHA384, signature, self.signed_info, "RIM")
         if not hmac.compare_digest(hashlib.sha384(self.document).digest(), self.digest):
             raise NotGenuineError("RIM: the document is not the one that was signed")
         return anchor, certificates, ends

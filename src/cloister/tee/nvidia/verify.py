@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import product
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.x509 import ocsp as x509_ocsp
 
 from cloister.errors import MalformedError, NotGenuineError
@@ -114,11 +113,8 @@ def verify(evidence: bytes, context: Context) -> Claims:
 
 def _check_signature(report: Report, leaf: x509.Certificate) -> None:
     """r ‖ s, each 48 bytes, by ECDSA P-384 with SHA-384."""
-    half = len(report.signature) // 2
-    r, s = (int.from_bytes(part, "big") for part in (report.signature[:half], report.signature[half:]))
-    signatures.check(
-        chain.p384(leaf), Algorithm.ECDSA_P384_SHA384, encode_dss_signature(r, s), report.signed, "the report"
-    )
+    signature = signatures.from_raw(report.signature)
+    signatures.check(chain.p384(leaf), Algorithm.ECDSA_P384_SHA384, signature, report.signed, "the report")
 
 
 def _check_distinct(leaves: Iterable[x509.Certificate]) -> None:
