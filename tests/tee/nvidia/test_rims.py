@@ -67,6 +67,13 @@ def test_two_manifests_of_one_version_are_alternatives_and_copies_are_one() -> N
         _golden(*[DRIVER_RIM, spaced] * 16, VBIOS_RIM)
 
 
+def test_a_manifest_that_was_signed_anew() -> None:
+    ended = issue("ended", RIM_CA, ca=False, not_after=NOW - timedelta(days=3))
+    old = driver_rim(signer=ended)
+    for rims in ((old, DRIVER_RIM, VBIOS_RIM), (DRIVER_RIM, old, VBIOS_RIM)):
+        assert min(manifest.ends for manifest in _golden(*rims).manifests) > NOW
+
+
 def test_an_index_in_both_manifests_is_an_error() -> None:
     with pytest.raises(NotGenuineError, match="both claim"):
         _golden(DRIVER_RIM, vbios_rim(golden={20: [value(20)]}))

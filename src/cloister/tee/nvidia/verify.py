@@ -171,9 +171,9 @@ class _Manifests:
         items = context.collateral.of("nvidia-rim")
         if len(items) > MAX_RIMS:
             raise MalformedError(f"collateral: more than {MAX_RIMS} manifests")
-        # One document can be written in many ways around its signature: it counts once.
+        # A document can be written in many ways around its signature, and counts once for each of its signers.
         parsed = [Rim.parse(data) for data in items]
-        self._parsed = list({rim.document: rim for rim in parsed}.values())
+        self._parsed = list({(rim.document, rim.certificates): rim for rim in parsed}.values())
         self._verified: dict[int, _Genuine] = {}
         self.anchors: list[Anchor] = []
 
@@ -184,9 +184,10 @@ class _Manifests:
         missing = tuple(version for version, found in zip(versions, choices, strict=True) if not found)
         if missing:
             return Golden(missing=missing)
-        # Several genuine manifests of one version are alternatives: the device need fit one of each.
+        # Several genuine manifests of one version are alternatives: the device need fit one of each. NVIDIA signs old
+        # ones anew, so that of those that fit, the signers that end last count.
         results = [_compare(chosen, report) for chosen in product(*choices)]
-        return min(results, key=lambda result: len(result.wrong))
+        return max(results, key=lambda result: (-len(result.wrong), min(each.ends for each in result.manifests)))
 
     def _find(self, facts: Facts, version: str) -> list[_Genuine]:
         """Every manifest of that version, chip and kind of device.
