@@ -5,5 +5,5 @@ which begins with its folder's name. They are explicit tuples and not entry poin
 a permissive verifier.
 """
 
-TEES: tuple[str, ...] = ("nitro", "snp", "tdx", "sgx", "ita")
-FORMATS: tuple[str, ...] = ("nitro", "snp", "tdx", "sgx", "ita")
+TEES: tuple[str, ...] = ("nitro", "snp", "tdx", "sgx", "nvidia", "ita")
+FORMATS: tuple[str, ...] = ("nitro", "snp", "tdx", "sgx", "nvidia-gpu", "nvidia-nras", "ita")

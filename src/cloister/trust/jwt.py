@@ -18,7 +18,6 @@ from enum import StrEnum
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cloister.errors import MalformedError, NotGenuineError, UndecidedError
@@ -202,8 +201,7 @@ class Token:
         if size is not None:
             if len(signature) != 2 * size:
                 raise NotGenuineError(f"{self.what}: the signature is not {2 * size} bytes")
-            r, s = (int.from_bytes(part, "big") for part in (signature[:size], signature[size:]))
-            signature = encode_dss_signature(r, s)
+            signature = signatures.from_raw(signature)
         signatures.check(key, _ALGORITHMS[alg], signature, self.signed, self.what)
 
     def _check_alg(self, alg: Alg) -> None:

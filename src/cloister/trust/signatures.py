@@ -9,6 +9,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAlgorithm
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 from cryptography.x509.oid import SignatureAlgorithmOID
@@ -62,7 +63,12 @@ def of(signed: x509.Certificate | x509.CertificateRevocationList) -> Algorithm |
             and parameters._salt_length == SHA384.digest_size
         )
         return Algorithm.RSA_PSS_SHA384 if fits else None
-    return _NAMES.get(signed.signature_algorithm_oid)
+    return of_oid(signed.signature_algorithm_oid)
+
+
+def of_oid(oid: x509.ObjectIdentifier) -> Algorithm | None:
+    """The algorithm of an identifier that needs no parameters; None for one that is not in the list."""
+    return _NAMES.get(oid)
 
 
 def check(key: CertificatePublicKeyTypes, algorithm: Algorithm, signature: bytes, data: bytes, what: str) -> None:
@@ -83,6 +89,13 @@ def check(key: CertificatePublicKeyTypes, algorithm: Algorithm, signature: bytes
     except InvalidSignature:
         raise NotGenuineError(f"{what}: the signature does not verify") from None
     raise NotGenuineError(f"{what}: the key does not fit {algorithm}")
+
+
+def from_raw(signature: bytes) -> bytes:
+    """An ECDSA signature r ‖ s, halves of one size (JWS, COSE, SPDM, XML), as the DER that `check` takes."""
+    half = len(signature) // 2
+    r, s = (int.from_bytes(part, "big") for part in (signature[:half], signature[half:]))
+    return encode_dss_signature(r, s)
 
 
 def public_key(spki: bytes) -> CertificatePublicKeyTypes:

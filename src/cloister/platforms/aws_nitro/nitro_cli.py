@@ -52,7 +52,10 @@ def parse_describe(data: bytes) -> tuple[Described, ...]:
     entries = strict_json.loads_array(data, "describe-enclaves", limit=MAX_OUTPUT)
     if len(entries) > MAX_ENCLAVES:
         raise MalformedError(f"describe-enclaves: {len(entries)} enclaves, the limit is {MAX_ENCLAVES}")
-    return tuple(_described(strict_json.Fields(entry, "describe-enclaves")) for entry in entries)
+    found = [entry for entry in entries if isinstance(entry, dict)]
+    if len(found) != len(entries):
+        raise MalformedError("describe-enclaves: not an array of objects")
+    return tuple(_described(strict_json.Fields(entry, "describe-enclaves")) for entry in found)
 
 
 def parse_run(data: bytes) -> Running:
