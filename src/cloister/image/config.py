@@ -230,7 +230,10 @@ def _release(top: _Table, folder: Path) -> KmsSettings | BrokerSettings | None:
         case "kbs":
             if roots is None:
                 raise UsageError("release.roots is missing", hint="PEM of the root of the broker's certificate.")
-            settings = BrokerSettings(host=table.get("host", str), port=table.get("port", int, 443), roots=_read(roots))
+            host, port = table.get("host", str), table.get("port", int, 443)
+            if not EGRESS.fullmatch(f"{host}:{port}") or port > 65535:
+                raise UsageError("release.host must be a host name in lower case, and release.port a TCP port")
+            settings = BrokerSettings(host=host, port=port, roots=_read(roots))
         case _:
             raise UsageError("release.service must be aws-kms or kbs")
     table.done()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hmac
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from cloister.errors import CloisterError, NotGenuineError, RefusedError
 from cloister.policy.checks import ENVELOPE, RULES
@@ -17,6 +19,7 @@ from cloister.tee.checks import Checklist
 from cloister.tee.claims import Claims
 from cloister.tee.nitro import rules as nitro_rules
 from cloister.tee.nitro import verify as nitro_verify
+from cloister.trust.anchors import Anchor
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -63,6 +66,35 @@ class Bound:
         }
 
 
+class Accepts(Protocol):
+    """What every policy says about TEEs: whose evidence, under which roots, how old."""
+
+    @property
+    def tees(self) -> Sequence[str]:
+        """Names of TEEs."""
+        ...
+
+    @property
+    def anchors(self) -> Sequence[Anchor]:
+        """Roots."""
+        ...
+
+    @property
+    def allow_simulated(self) -> bool:
+        """May the root be one that was made in software?"""
+        ...
+
+    @property
+    def max_age(self) -> timedelta:
+        """Of the evidence."""
+        ...
+
+    @property
+    def max_clock_skew(self) -> timedelta:
+        """How far in the future it may seem to lie."""
+        ...
+
+
 class _Seen:
     """What was established so far: `claims` once genuine, `statement` once the evidence proved to bind it."""
 
@@ -94,7 +126,7 @@ def appraise(
         plan(checklist)
     seen = _Seen()
     try:
-        claims = seen.claims = _genuine(evidence, media_type, policy, now, checklist)
+        claims = seen.claims = genuine(evidence, media_type, policy, now, checklist)
         _rules(seen, claims, bound, policy, now, checklist)
     except CloisterError as error:
         error.verdict = failed_verdict(
@@ -121,8 +153,11 @@ def appraise(
     )
 
 
-def _genuine(evidence: bytes, media_type: str, policy: Policy, now: datetime, checklist: Checklist) -> Claims:
-    """The verifier is chosen by what the policy accepts; the label on the evidence only has to agree."""
+def genuine(evidence: bytes, media_type: str, policy: Accepts, now: datetime, checklist: Checklist) -> Claims:
+    """`policy.tee` and the verifier's own checks; raises what they raise.
+
+    The verifier is chosen by what the policy accepts; the label on the evidence only has to agree.
+    """
     with checklist.step("policy.tee") as step:
         if media_type != nitro.MEDIA_TYPE or "nitro" not in policy.tees:
             raise RefusedError("the evidence is not of a TEE that the policy accepts")
@@ -137,7 +172,8 @@ def _genuine(evidence: bytes, media_type: str, policy: Policy, now: datetime, ch
     )
 
 
-def _rules(seen: _Seen, claims: Claims, bound: Bound, policy: Policy, now: datetime, checklist: Checklist) -> None:
+def trusted(claims: Claims, policy: Accepts, binding: bytes, challenge: bytes | None, checklist: Checklist) -> None:
+    """`policy.genuine`, `policy.debug` and `policy.binding`: what no policy can do without."""
     with checklist.step("policy.genuine") as step:
         if not claims.genuine and not policy.allow_simulated:
             raise NotGenuineError("the evidence is SIMULATED and the policy does not allow that")
@@ -145,7 +181,11 @@ def _rules(seen: _Seen, claims: Claims, bound: Bound, policy: Policy, now: datet
     with checklist.step("policy.debug"):
         nitro_rules.check_not_debug(claims)
     with checklist.step("policy.binding"):
-        check_binding(claims, bound.binding, bound.challenge)
+        check_binding(claims, binding, challenge)
+
+
+def _rules(seen: _Seen, claims: Claims, bound: Bound, policy: Policy, now: datetime, checklist: Checklist) -> None:
+    trusted(claims, policy, bound.binding, bound.challenge, checklist)
     seen.statement = bound.summary()
     with checklist.step("policy.challenge") as step:
         if "freshness.challenge" in policy.waivers:

@@ -126,7 +126,19 @@ def _waivers(root: tables.Table) -> dict[str, str]:
     return waivers
 
 
-def _simulated_root(tee: tables.Table, *, allow_simulated: bool) -> str | None:
+def accepted_tees(tee: tables.Table) -> tuple[str, ...] | None:
+    """`tee.accept`; raises PolicyDocumentError for one that cannot be verified."""
+    tees = tee.texts("accept")
+    for item in tees or ():
+        if item not in TEES:
+            raise PolicyDocumentError(
+                "tee.accept names a TEE that this version cannot verify", hint=f"It can: {', '.join(TEES)}."
+            )
+    return tees
+
+
+def simulated_root(tee: tables.Table, *, allow_simulated: bool) -> str | None:
+    """`tee.simulated_root_pem`, given exactly where simulated evidence is allowed; raises PolicyDocumentError."""
     pem = tee.text("simulated_root_pem")
     if allow_simulated and pem is None:
         raise PolicyDocumentError(
@@ -140,7 +152,8 @@ def _simulated_root(tee: tables.Table, *, allow_simulated: bool) -> str | None:
     return None if pem is None else pem.strip() + "\n"
 
 
-def _measurement(table: tables.Table) -> Measurement:
+def measurement(table: tables.Table) -> Measurement:
+    """One `[[…measurement]]` table; raises PolicyDocumentError."""
     registers = {register: table.text(register) for register in REGISTERS}
     label = table.line("label") or ""
     table.done()
@@ -157,15 +170,10 @@ def _read(root: tables.Table, sha256: str) -> Policy:
     tee, fresh, model, config, key = (root.table(part) for part in ("tee", "freshness", "model", "config", "key"))
     nitro = root.table("nitro")
     waivers = _waivers(root)
-    tees, allow_simulated = tee.texts("accept"), tee.flag("allow_simulated") or False
-    for item in tees or ():
-        if item not in TEES:
-            raise PolicyDocumentError(
-                "tee.accept names a TEE that this version cannot verify", hint=f"It can: {', '.join(TEES)}."
-            )
-    pem = _simulated_root(tee, allow_simulated=allow_simulated)
+    tees, allow_simulated = accepted_tees(tee), tee.flag("allow_simulated") or False
+    pem = simulated_root(tee, allow_simulated=allow_simulated)
     anchors = anchors_for(pem)
-    measurements = tuple(_measurement(table) for table in nitro.tables("measurement"))
+    measurements = tuple(measurement(table) for table in nitro.tables("measurement"))
     max_age = fresh.seconds("max_age_seconds", 1, MAX_AGE)
     skew = fresh.seconds("max_clock_skew_seconds", 0, MAX_SKEW)
     reverify = fresh.seconds("reverify_after_seconds", 1, MAX_REVERIFY)
@@ -238,6 +246,22 @@ def _complete(rules: Mapping[str, object], waivers: Mapping[str, str]) -> None:
         )
 
 
+def write_simulated(root_pem: str) -> list[str]:
+    """The lines of `[tee]` that allow simulated evidence under a root."""
+    return [
+        "# SIMULATED: evidence under this root proves nothing about the machine. For laptops and tests only.",
+        "allow_simulated = true",
+        f'simulated_root_pem = """\n{root_pem}"""',
+    ]
+
+
+def write_measurement(table: str, stated: Measurement) -> list[str]:
+    """One measurement as an entry of `table`."""
+    label = [f"label = {tables.quote(stated.label)}"] if stated.label else []
+    registers = [f"{register} = {tables.quote(value)}" for register, value in stated.stated().items()]
+    return [f"[[{table}]]", *label, *registers]
+
+
 def _write(policy: Policy) -> str:
     def items(key: str, values: tuple[str, ...]) -> str:
         return f"{key} = [{', '.join(tables.quote(value) for value in values)}]"
@@ -245,15 +269,9 @@ def _write(policy: Policy) -> str:
     lines = [f"schema = {tables.quote(SCHEMA)}", f"name = {tables.quote(policy.name)}"]
     lines += ["", "[tee]", items("accept", policy.tees)]
     if policy.allow_simulated:
-        lines += [
-            "# SIMULATED: evidence under this root proves nothing about the machine. For laptops and tests only.",
-            "allow_simulated = true",
-            f'simulated_root_pem = """\n{policy.simulated_root_pem or ""}"""',
-        ]
-    for measurement in policy.measurements:
-        lines += ["", "[[nitro.measurement]]"]
-        lines += [f"label = {tables.quote(measurement.label)}"] if measurement.label else []
-        lines += [f"{register} = {tables.quote(value)}" for register, value in measurement.stated().items()]
+        lines += write_simulated(policy.simulated_root_pem or "")
+    for each in policy.measurements:
+        lines += ["", *write_measurement("nitro.measurement", each)]
     lines += ["", "[freshness]"]
     for key, value in (
         ("max_age_seconds", policy.max_age),

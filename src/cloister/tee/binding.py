@@ -9,10 +9,10 @@ from cloister.tee.claims import Claims
 
 
 def check_binding(claims: Claims, binding: bytes, challenge: bytes | None) -> None:
-    """Require user_data == binding (32 bytes) and nonce == challenge (32 bytes, or none); raises NotGenuineError.
+    """Require user_data == binding, and nonce == challenge (none where it is None); raises NotGenuineError.
 
-    Whole values of fixed length are compared, never prefixes. Evidence without the binding proves that some TEE exists,
-    not that the key is in it.
+    Whole values are compared, never prefixes, and the caller fixes their lengths. Evidence without the binding proves
+    that some TEE exists, not that the key is in it.
     """
     if claims.user_data is None or not hmac.compare_digest(claims.user_data, binding):
         raise NotGenuineError("the evidence does not bind this replica's key statement")
