@@ -1,7 +1,8 @@
 """The ledger: one JSON object a line for every appraisal and release, each with the digest of the line before it.
 
 An entry is on the disk before what it tells of is sent: nothing is released without one. It holds no key material.
-The chain shows changed, removed and inserted lines; that the *end* was cut off sees only who noted a digest earlier.
+The chain shows changed, removed and inserted lines; that the *end* was cut off or the last line changed sees only who
+noted a digest earlier.
 """
 
 from __future__ import annotations

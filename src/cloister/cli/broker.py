@@ -13,7 +13,9 @@ from cloister.cli import show
 from cloister.cli.policy_kms import read_measurements
 from cloister.errors import PolicyDocumentError, UsageError
 
-app = typer.Typer(help="Your own key-release service: appraises replicas, releases data keys, keeps a ledger.")
+app = typer.Typer(
+    help="Your own key-release service: appraises replicas, releases data keys, keeps a ledger.", no_args_is_help=True
+)
 ledger = typer.Typer(help="What the broker appraised and released.", no_args_is_help=True)
 app.add_typer(ledger, name="ledger")
 

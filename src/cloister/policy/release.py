@@ -1,8 +1,8 @@
 """To whom a key broker releases which data key: the policy document, and the two questions asked under it.
 
 At attestation: is the evidence genuine, does it bind the caller's key and this session's challenge, is its image one
-that some grant names? At each request: does a grant give this model, in this version, to that image? The verifier and its
-shared rules are those of `appraise`; a release has no key statement, so what concerns one is not here.
+that some grant names? At each request: does a grant give this model, in this version, to that image? The verifier and
+its shared rules are those of `appraise`; a release has no key statement, so what concerns one is not here.
 """
 
 from __future__ import annotations
