@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from tests.broker import lab as labs
-from tests.broker.lab import HOST, OTHER, PATH, Lab, attestation, enclave
-from tests.platforms.qemu_nitro.kms.lab import Parent
+from tests.broker.lab import HOST, OTHER, PATH, Lab, Parent, attestation, enclave
 
 from cloister.broker import sessions, store
 from cloister.enclave.release import kbs_errors
@@ -49,7 +48,7 @@ def test_the_right_image_gets_the_key(lab: Lab) -> None:
 
 
 def test_the_parent_sees_nothing_of_it(lab: Lab) -> None:
-    parent = Parent(lab.port, b"", hosts=(HOST,))
+    parent = Parent(lab.port)
     assert lab.release(parent=parent).release(lab.wrapped) == lab.key
     carried = bytes(parent.carried)
     assert len(carried) > 4000
@@ -329,9 +328,9 @@ def test_a_parent_that_answers_in_place_of_the_broker(lab: Lab, tmp_path: Path) 
         lab.release(tls_roots=(tmp_path / "ca.pem").read_text()).release(lab.wrapped)
     with pytest.raises(UndecidedError, match="TLS certificate"):
         # A certificate of the right authority for another name.
-        lab.release(parent=Parent(lab.port, b"", hosts=("else.test",)), host="else.test").release(lab.wrapped)
+        lab.release(parent=Parent(lab.port, hosts=("else.test",)), host="else.test").release(lab.wrapped)
     with pytest.raises(UndecidedError, match="allow-list"):
-        lab.release(parent=Parent(lab.port, b"", hosts=())).release(lab.wrapped)
+        lab.release(parent=Parent(lab.port, hosts=())).release(lab.wrapped)
 
 
 def test_a_changed_key_file_is_not_released(tmp_path: Path) -> None:
