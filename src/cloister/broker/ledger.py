@@ -112,7 +112,7 @@ class Ledger:
         except OSError:
             os.ftruncate(self._file, head.size)
             raise
-        self._head = _next(head, line[:-1])
+        self._head = follow(head, line[:-1])
         self._cut = None
         return self._head.digest
 
@@ -163,7 +163,7 @@ def _read(file: int, head: Head, seen: set[str] | None = None) -> tuple[Head, by
         at += len(block)
         *lines, rest = (rest + block).split(b"\n")
         for line in lines:
-            head = _next(head, line)
+            head = follow(head, line)
             if seen is not None:
                 seen.add(head.digest)
         if len(rest) > MAX_ENTRY:
@@ -171,7 +171,8 @@ def _read(file: int, head: Head, seen: set[str] | None = None) -> tuple[Head, by
     return head, rest
 
 
-def _next(head: Head, line: bytes) -> Head:
+def follow(head: Head, line: bytes) -> Head:
+    """The head after one more line; raises MalformedError, or NotGenuineError where it does not continue the chain."""
     fields = strict_json.loads(line, f"ledger entry {head.entries}", limit=MAX_ENTRY)
     if fields.get("previous") != head.digest or fields.get("seq") != head.entries:
         raise _changed(head.entries)
