@@ -8,8 +8,11 @@ import json
 import logging
 import os
 import re
+import socket
+import ssl
 import stat
 import subprocess
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -490,3 +493,42 @@ def test_many_sessions_at_once(lab: Lab) -> None:
     with ThreadPoolExecutor(8) as pool:
         keys = list(pool.map(lambda _: lab.release().release(lab.wrapped), range(24)))
     assert set(keys) == {lab.key}
+
+
+SLOW = """
+import sys
+from cloister.broker import app, server
+from cloister.cli.main import app as cli
+
+app.BODY_SECONDS, server.MAX_CONNECTIONS = 0.3, 8
+cli(["broker", "serve", *sys.argv[1:]])
+"""
+
+
+def test_a_body_that_does_not_come_and_too_many_connections(tmp_path: Path) -> None:
+    """With shorter limits than the real ones, so as not to wait for them."""
+    with labs.run(tmp_path, program=("-c", SLOW)) as lab:
+        context = ssl.create_default_context(cadata=lab.roots)
+
+        def connect() -> ssl.SSLSocket:
+            raw = socket.create_connection(("127.0.0.1", lab.port), 20)
+            return context.wrap_socket(raw, server_hostname="localhost")
+
+        with connect() as stream:
+            stream.sendall(b"POST /kbs/v0/auth HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+            assert stream.recv(65536).startswith(b"HTTP/1.1 408 ")
+        idle = [connect() for _ in range(8)]
+        with pytest.raises(UndecidedError) as error:
+            lab.release().release(lab.wrapped)
+        refused(error, "busy")
+        for stream in idle:
+            stream.close()
+        # The broker hears of each end by and by.
+        limit = time.monotonic() + 20
+        while True:
+            try:
+                assert lab.release().release(lab.wrapped) == lab.key
+                break
+            except UndecidedError:
+                assert time.monotonic() < limit
+                time.sleep(0.05)

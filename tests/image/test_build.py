@@ -80,6 +80,7 @@ def test_two_builds_on_two_paths_are_identical(tmp_path: Path) -> None:
         (MINIMAL + '[release]\nservice = "kbs"\nhost = "b.test"\n', "release.roots is missing"),
         (MINIMAL + '[release]\nservice = "kbs"\nhost = "B.test"\nroots = "cloister.toml"\n', "release.host"),
         (MINIMAL + '[release]\nservice = "kbs"\nhost = "b"\nport = 70000\nroots = "cloister.toml"\n', "TCP port"),
+        (MINIMAL + '[release]\nservice = "kbs"\nhost = "b"\nroots = "cloister.toml"\n', "certificates in PEM"),
         (MINIMAL + '[release]\nservice = "other"\n', "aws-kms or kbs"),
         (MINIMAL + '[release]\nservice = "aws-kms"\nregion = "r"\n', "release.key is missing"),
         (MINIMAL + '[nitro]\nsigning_key = "k"\n', "go together"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -179,7 +179,6 @@ def _told(session: Session) -> dict[str, object]:
     }
 
 
-def _measured(measurements: object) -> dict[str, object]:
+def _measured(measurements: Mapping[str, str]) -> dict[str, object]:
     """Registers that say something, as an entry holds them."""
-    assert isinstance(measurements, dict)
     return {"measurements": {name: value for name, value in measurements.items() if value.strip("0")}}

@@ -88,10 +88,9 @@ class KeyStore:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
-    def check_free(self, resource: kbs.Resource) -> None:
-        """Raises UsageError if there is a key."""
-        if self._path(resource).exists():
-            raise _taken(resource)
+    def has(self, resource: kbs.Resource) -> bool:
+        """Is there a key, whether it opens or not?"""
+        return self._path(resource).exists()
 
     def get(self, resource: kbs.Resource) -> bytes | None:
         """The data key, None if there is none; raises UndecidedError for a file that does not open."""
@@ -146,7 +145,8 @@ class BrokerWrapper:
         except MalformedError as error:
             raise UsageError(f"no key for this model and version: {error.message}") from None
         key = secrets.token_bytes(KEY_BYTES)
-        self._store.check_free(resource)
+        if self._store.has(resource):
+            raise _taken(resource)
         self._ledger.append({"event": "deposit", "resource": str(resource)})
         self._store.deposit(resource, key)
         return key, WrappedKey(service=kbs.SERVICE, key_id=str(resource), ciphertext=b"", context=dict(context))

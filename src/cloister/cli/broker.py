@@ -138,8 +138,10 @@ def remove(folder: FOLDER, model: MODEL, version: VERSION, key: KEY = None) -> N
     Resource.parse(str(resource))
     book = Ledger(folder / LEDGER)
     try:
-        store.remove(resource)
+        if not store.has(resource):
+            raise UsageError(f"the broker has no key for {resource}")
         book.append({"event": "removal", "resource": str(resource)})
+        store.remove(resource)
     finally:
         book.close()
     print(resource)
