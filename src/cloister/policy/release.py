@@ -93,7 +93,7 @@ class ReleasePolicy:
             table.done()
         holes = [rule for rule, value in stated.items() if value is None]
         if holes:
-            raise PolicyDocumentError(f"the policy has holes: {', '.join(holes)}", hint="State them; see docs.")
+            raise PolicyDocumentError(f"the policy has holes: {', '.join(holes)}", hint="State them: docs/broker.md.")
         name, tees, age, skew = stated.values()
         assert isinstance(name, str)
         assert isinstance(tees, tuple)
