@@ -48,6 +48,7 @@ class Ledger:
         self._cut: dict[str, object] | None = None
         try:
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            sync(path.parent)
         except OSError as error:
             raise UsageError(f"cannot open the ledger {path}: {error.strerror}") from None
         try:
@@ -124,6 +125,15 @@ class Ledger:
         if rest:
             self._cut = {"bytes": len(rest), "sha256": hashlib.sha256(rest).hexdigest()}
             os.ftruncate(self._file, self._head.size)
+
+
+def sync(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk (fsync(2))."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def verify(path: Path, *, contains: str | None = None) -> Head:

@@ -16,7 +16,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
-from cloister.broker.ledger import Ledger
+from cloister.broker.ledger import Ledger, sync
 from cloister.errors import MalformedError, UndecidedError, UsageError
 from cloister.weights import kbs
 from cloister.weights.keys import KEY_BYTES, WrappedKey
@@ -79,7 +79,7 @@ class KeyStore:
             _write(temporary, (json.dumps(members) + "\n").encode("ascii"))
             # A link, unlike a rename, never takes the place of a key that is there.
             os.link(temporary, target)
-            _sync(self._keys)
+            sync(self._keys)
         except FileExistsError:
             raise _taken(resource) from None
         except OSError as error:
@@ -112,7 +112,7 @@ class KeyStore:
         """Forget a key: nobody opens what was sealed under it any more; raises UsageError if there is none."""
         try:
             self._path(resource).unlink()
-            _sync(self._keys)
+            sync(self._keys)
         except OSError as error:
             raise UsageError(f"the key of {resource} cannot be removed: {error.strerror}") from None
 
@@ -169,11 +169,3 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
