@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cloister.api import requests, sse
+from cloister.broker import ledger, messages
 from cloister.channel import challenge, chunked, hpke, ohttp
 from cloister.channel.bundle import Bundle
 from cloister.channel.keyconfig import KeyConfig, decode_key_configs, encode_key_configs
@@ -21,7 +22,7 @@ from cloister.client.appraisal import verify_bundle
 from cloister.enclave import boot
 from cloister.enclave.engine import gguf
 from cloister.enclave.engine.pipe import Kind, Unpacker, pack
-from cloister.enclave.release import credentials
+from cloister.enclave.release import credentials, kbs, kbs_errors
 from cloister.enclave.release.cms import Envelope
 from cloister.host import head
 from cloister.image import debian, eif
@@ -29,14 +30,17 @@ from cloister.platforms.aws_nitro import nitro_cli
 from cloister.platforms.qemu_nitro.kms import envelope
 from cloister.policy.document import Policy
 from cloister.policy.draft import draft
+from cloister.policy.release import Grant, ReleasePolicy, beginning
 from cloister.policy.verdict import Verdict
 from cloister.tee.checks import Checklist
 from cloister.tee.evidence import Offers
 from cloister.tee.nitro import verify as nitro
+from cloister.tee.nitro.rules import Measurement
 from cloister.tee.sim.attest import SimulatedNitro
 from cloister.tee.sim.root import SimulatedRoot
 from cloister.trust.anchors import Anchor
-from cloister.weights import manifest
+from cloister.weights import jwe, manifest
+from cloister.weights.kbs import Resource
 from cloister.weights.keys import WrappedKey
 from cloister.wire import bhttp, cbor, cose, strict_json
 from fuzz import dcap_targets, nvidia_targets, snp_targets
@@ -155,6 +159,13 @@ LOCK = debian.Lock(
     packages=(debian.Package(name="a", version="1", archive="debian", path="pool/a", size=1, sha256="0" * 64),),
 )
 OWNER = Ed25519PrivateKey.generate()
+TEE_KEY = ec.generate_private_key(ec.SECP256R1())
+KBS_REQUEST = b'{"version":"0.4.0","tee":"nitro","extra-params":{"supported-hash-algorithms":["sha384"]}}'
+KBS_CHALLENGE = b'{"nonce":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","extra-params":""}'
+RELEASE_POLICY = beginning("fuzz", ROOT.pem) + Grant(
+    model="m", minimum_version=1, measurements=(Measurement(pcr0="01" * 48, label="x"),)
+).to_toml()  # fmt: skip
+LEDGER_LINE = b'{"seq":0,"time":"2026-01-01T00:00:00.000+00:00","previous":"%s","event":"start"}' % (b"0" * 64)
 REPLICA = (
     b'{"schema":"cloister-replica/1","name":"n","model":{"bundled":true},"engine":{"context":256},"keys":{},"egress":[],'
     b'"release":{"service":"aws-kms","region":"eu-west-1","key":"arn"}}'
@@ -179,6 +190,14 @@ def _sealed_weights() -> list[bytes]:
     key = WrappedKey(service="aws-kms", key_id="arn", ciphertext=b"w", context=context)
     made = manifest.Manifest(model="m", version=1, size=5, sha256="0" * 64, key=key)
     return [manifest.sign(made, OWNER)]
+
+
+def _attestations() -> list[bytes]:
+    body = {
+        "runtime-data": {"nonce": "AAAA", "tee-pubkey": jwe.public_jwk(TEE_KEY.public_key())},
+        "tee-evidence": {"primary_evidence": {"document": "AAAA"}, "additional_evidence": ""},
+    }
+    return [json.dumps(body).encode(), json.dumps({"init-data": None, **body}).encode()]
 
 
 TARGETS: tuple[Target, ...] = (
@@ -215,6 +234,22 @@ TARGETS: tuple[Target, ...] = (
     Target("gguf", _models, lambda data: void(gguf.read_header(io.BytesIO(data), len(data)))),
     Target("eif", lambda: [IMAGE_FILE], lambda data: void(eif.parse(data).measurements())),
     Target("debian-lock", lambda: [LOCK.to_json().encode()], lambda data: void(debian.Lock.from_json(data))),
+    Target("kbs-request", lambda: [KBS_REQUEST], lambda data: void(messages.Request.parse(data))),
+    Target("kbs-attestation", _attestations, lambda data: void(messages.Attestation.parse(data))),
+    Target("kbs-resource", lambda: [b"m/data-key/1"], lambda data: void(Resource.parse(data.decode("latin-1")))),
+    Target("kbs-challenge", lambda: [KBS_CHALLENGE], lambda data: void(kbs.read_challenge(data))),
+    Target(
+        "kbs-error", lambda: [b'{"type":"urn:cloister:kbs:session","detail":""}'],
+        lambda data: void(kbs_errors.error_for(kbs_errors.code_of(401, data))),
+    ),
+    Target(
+        "jwe", lambda: [jwe.members(jwe.seal(b"k" * 32, TEE_KEY.public_key()))],
+        lambda data: void(jwe.open_sealed(data, TEE_KEY)),
+    ),
+    Target("ledger", lambda: [LEDGER_LINE], lambda data: void(ledger.follow(ledger.Head(), data))),
+    Target(
+        "release-policy", lambda: [RELEASE_POLICY.encode()], lambda data: void(ReleasePolicy.from_toml(data)),
+    ),
     Target("sealed", _sealed_weights, lambda data: void(manifest.read(data, OWNER.public_key()))),
     Target("replica", lambda: [REPLICA], lambda data: void(boot.read(data))),
     Target("parent-head", lambda: [b"GET /models/a HTTP/1.1\r\nRange: bytes=0-9"], lambda data: void(head.parse(data))),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cloister.enclave import boot
-from cloister.errors import MalformedError
+from cloister.errors import MalformedError, UsageError
+from cloister.tee.nitro.attest import NitroSecurityModule
 
 GOOD = b'{"schema":"cloister-replica/1","name":"n","model":{"bundled":true},"engine":{"context":256},"keys":{},"egress":[],"release":null}'
 
@@ -35,6 +36,9 @@ def test_measured_configuration() -> None:
         (b'{"bundled":true}', b'{"bundled":true,"file":"x"}'),
         (b'{"bundled":true}', b'{"sealed":"m","owner":"AA","minimum_version":3}'),
         (b'"release":null', b'"release":{"service":"kbs"}'),
+        (b'"release":null', b'"release":{"service":"kbs","host":"b.test","port":0}'),
+        (b'"release":null', b'"release":{"service":"kbs","host":"b.test","port":65536}'),
+        (b'"release":null', b'"release":{"service":"kbs","host":"b.test","port":443,"more":1}'),
         (b'"release":null', b'"release":1'),
         (b"}", b""),
     ],
@@ -43,3 +47,10 @@ def test_configurations_that_are_refused(old: bytes, new: bytes) -> None:
     assert old in GOOD
     with pytest.raises(MalformedError):
         boot.read(GOOD.replace(old, new))
+
+
+def test_a_service_that_this_version_does_not_have() -> None:
+    measured = boot.read(GOOD.replace(b'"release":null', b'"release":{"service":"vault","host":"v.test","port":443}'))
+    for unknown in (measured, boot.read(GOOD)):
+        with pytest.raises(UsageError, match="no key-release service"):
+            boot.key_release(unknown, lambda _port: pytest.fail("nobody is asked"), NitroSecurityModule())

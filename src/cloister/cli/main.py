@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from cloister import __version__
+from cloister.cli.broker import app as broker
 from cloister.cli.build import build, image
 from cloister.cli.chat import chat
 from cloister.cli.connect import connect
@@ -47,6 +48,7 @@ for verb in (demo, verify, inspect, chat, connect, serve, relay, build, up, stat
 app.add_typer(policy)
 app.add_typer(image, name="image")
 app.add_typer(lab, name="lab")
+app.add_typer(broker, name="broker")
 
 
 def main() -> None:

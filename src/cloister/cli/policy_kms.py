@@ -37,14 +37,19 @@ def kms(
     version: Annotated[str | None, typer.Option(help="Only for wrapped keys of this version of the model.")] = None,
 ) -> None:
     """Print the AWS KMS key policy for an image, for `aws kms create-key --policy file://...`."""
+    pcr0, pcr8 = read_measurements(measurements, signed=signer_pcr8)
+    rules = KeyPolicy(account=account, role=role, pcr0=pcr0, pcr8=pcr8, owner=owner, model=model, version=version)
+    print(json.dumps(rules.document(), indent=2))
+
+
+def read_measurements(path: Path, *, signed: bool) -> tuple[str, str | None]:
+    """PCR0 and, if `signed`, PCR8 that a build wrote into `path`; raises UsageError."""
     try:
-        data = measurements.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"cannot read {measurements}: {error.strerror}", hint="Give --measurements FILE.") from None
+        raise UsageError(f"cannot read {path}: {error.strerror}", hint="Give --measurements FILE.") from None
     try:
         members = strict_json.loads(data, "measurements", limit=MAX_MEASUREMENTS)
     except MalformedError as error:
         raise UsageError(error.message, hint="Give the measurements.json that the image build wrote.") from None
-    pcr0, pcr8 = from_measurements(members, signed=signer_pcr8)
-    rules = KeyPolicy(account=account, role=role, pcr0=pcr0, pcr8=pcr8, owner=owner, model=model, version=version)
-    print(json.dumps(rules.document(), indent=2))
+    return from_measurements(members, signed=signed)

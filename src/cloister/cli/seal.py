@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cloister.cli import show
 from cloister.errors import UsageError
 from cloister.weights import manifest
+from cloister.weights.keys import KeyWrapper
 
 MODEL = Annotated[Path, typer.Argument(help="A GGUF file.")]
 
@@ -29,17 +30,19 @@ def seal(
     name: Annotated[str, typer.Option(help="The model's name: model.sealed in cloister.toml.")],
     version: Annotated[int, typer.Option(help="Counts up; images refuse versions below their minimum.")],
     owner: Annotated[Path, typer.Option(help="The owner's private key (see cloister owner).")],
-    kms_key: Annotated[str, typer.Option(help="ARN of the KMS key that wraps the data key.")],
+    kms_key: Annotated[str | None, typer.Option(help="ARN of the KMS key that wraps the data key.")] = None,
+    broker: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Instead: the folder of your own key broker, on this machine.")
+    ] = None,
+    broker_key: Annotated[Path | None, typer.Option(help="The broker's key, where it is not in its folder.")] = None,
     out: Annotated[Path | None, typer.Option(help="The file to write; default NAME.sealed.")] = None,
     endpoint: Annotated[str | None, typer.Option(help="HOST:PORT of KMS instead of the region's.")] = None,
     endpoint_roots: Annotated[Path | None, typer.Option(help="PEM of the roots of its certificate.")] = None,
     json: Annotated[bool, typer.Option("--json", help="The manifest on standard output.")] = False,
 ) -> None:
-    """Encrypt a model under a data key from AWS KMS, with your own AWS credentials; sign what it is."""
-    from cloister.platforms.aws_nitro.owner import KmsWrapper
+    """Encrypt a model under a data key from AWS KMS or your key broker; sign what it is."""
     from cloister.weights.seal import seal as seal_file
 
-    roots = endpoint_roots.read_text("ascii") if endpoint_roots is not None else None
     target = out or Path(f"{name}.sealed")
     made = seal_file(
         model,
@@ -47,12 +50,32 @@ def seal(
         model=name,
         version=version,
         owner=load_owner(owner),
-        wrapper=KmsWrapper(key_arn=kms_key, endpoint=endpoint, tls_roots=roots),
+        wrapper=_wrapper(kms_key, endpoint, endpoint_roots, broker, broker_key),
     )
     if json:
         show.print_json({"schema": "cloister-sealed/1", **describe(made)})
     else:
         print(target)
+
+
+def _wrapper(
+    kms_key: str | None, endpoint: str | None, endpoint_roots: Path | None, broker: Path | None, broker_key: Path | None
+) -> KeyWrapper:
+    if (kms_key is None) == (broker is None):
+        raise UsageError("give either --kms-key or --broker", hint="Who keeps the key: AWS KMS, or your own broker?")
+    if kms_key is not None:
+        from cloister.platforms.aws_nitro.owner import KmsWrapper
+
+        if broker_key is not None:
+            raise UsageError("--broker-key goes with --broker")
+        roots = endpoint_roots.read_text("ascii") if endpoint_roots is not None else None
+        return KmsWrapper(key_arn=kms_key, endpoint=endpoint, tls_roots=roots)
+    from cloister.broker.store import BrokerWrapper
+
+    if endpoint is not None or endpoint_roots is not None:
+        raise UsageError("--endpoint and --endpoint-roots go with --kms-key")
+    assert broker is not None
+    return BrokerWrapper(broker, broker_key)
 
 
 @show.guarded

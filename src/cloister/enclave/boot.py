@@ -19,9 +19,11 @@ from cloister.channel.keyring import KeySchedule
 from cloister.enclave import main, model, net
 from cloister.enclave.engine.config import BUNDLED_MODEL, EngineConfig
 from cloister.enclave.release.credentials import from_parent
+from cloister.enclave.release.kbs import KbsRelease
 from cloister.enclave.release.kms import KmsRelease
 from cloister.errors import MalformedError, UsageError
 from cloister.tee.nitro.attest import NitroSecurityModule
+from cloister.weights import kbs
 from cloister.weights.keys import KeyRelease
 from cloister.wire import ports, strict_json
 
@@ -108,7 +110,8 @@ def _release(fields: strict_json.Fields) -> Release | None:
             service="aws-kms", region=region, key=member.text("key"), host=f"kms.{region}.amazonaws.com", port=443
         )
     else:
-        release = Release(service=member.text("service"), host=member.text("host"), port=member.integer("port"))
+        port = member.integer("port", minimum=1, maximum=65535)
+        release = Release(service=member.text("service"), host=member.text("host"), port=port)
     member.done()
     return release
 
@@ -161,16 +164,16 @@ def open_sealed(measured: Measured, sealed: Sealed, dial: net.Dial, module: Nitr
 
 def key_release(measured: Measured, dial: net.Dial, module: NitroSecurityModule) -> KeyRelease:
     """The service that the measured configuration names; raises UsageError when there is none."""
-    release = measured.release
-    if release is None or release.service != "aws-kms":
-        raise UsageError(
-            "the image names no key-release service that this version has", hint="[release] in cloister.toml"
-        )
-    return KmsRelease(
-        dial,
-        region=release.region,
-        key_arn=release.key,
-        attest=lambda public_key: module.attest(None, None, public_key),
-        credentials=lambda: from_parent(dial),
-        tls_roots=ROOTS.read_text("ascii"),
-    )
+    match measured.release:
+        case Release(service="aws-kms", region=region, key=key):
+            return KmsRelease(
+                dial,
+                region=region,
+                key_arn=key,
+                attest=lambda public_key: module.attest(None, None, public_key),
+                credentials=lambda: from_parent(dial),
+                tls_roots=ROOTS.read_text("ascii"),
+            )
+        case Release(service=kbs.SERVICE, host=host, port=port):
+            return KbsRelease(dial, host=host, port=port, attest=module.attest, tls_roots=ROOTS.read_text("ascii"))
+    raise UsageError("the image names no key-release service that this version has", hint="[release] in cloister.toml")

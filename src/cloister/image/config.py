@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
@@ -188,6 +189,16 @@ def _read(path: Path) -> bytes:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
 
 
+def _roots(path: Path) -> bytes:
+    """Certificates in PEM: what does not parse here would only be noticed by an enclave that does not start."""
+    data = _read(path)
+    try:
+        x509.load_pem_x509_certificates(data)
+    except ValueError:
+        raise UsageError(f"release.roots: {path} does not hold certificates in PEM") from None
+    return data
+
+
 def _numbers(table: _Table, names: tuple[str, ...]) -> dict[str, int]:
     values = {name: table.get(name, int) for name in names if table.has(name)}
     table.done()
@@ -225,12 +236,15 @@ def _release(top: _Table, folder: Path) -> KmsSettings | BrokerSettings | None:
     match table.get("service", str):
         case "aws-kms":
             settings: KmsSettings | BrokerSettings = KmsSettings(
-                region=table.get("region", str), key=table.get("key", str), roots=_read(roots) if roots else None
+                region=table.get("region", str), key=table.get("key", str), roots=_roots(roots) if roots else None
             )
         case "kbs":
             if roots is None:
                 raise UsageError("release.roots is missing", hint="PEM of the root of the broker's certificate.")
-            settings = BrokerSettings(host=table.get("host", str), port=table.get("port", int, 443), roots=_read(roots))
+            host, port = table.get("host", str), table.get("port", int, 443)
+            if not EGRESS.fullmatch(f"{host}:{port}") or port > 65535:
+                raise UsageError("release.host must be a host name in lower case, and release.port a TCP port")
+            settings = BrokerSettings(host=host, port=port, roots=_roots(roots))
         case _:
             raise UsageError("release.service must be aws-kms or kbs")
     table.done()

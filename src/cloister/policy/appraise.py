@@ -210,15 +210,7 @@ class _Appraisal:
         raise RefusedError("the evidence is not of a TEE that the policy accepts")
 
     def trust(self, claims: Claims) -> None:
-        with self.checklist.step("policy.genuine") as step:
-            if not _genuine((claims,)) and not self.policy.allow_simulated:
-                raise NotGenuineError("the evidence is SIMULATED and the policy does not allow that")
-            step.detail = (
-                "hardware vendor's root" if _genuine((claims,)) else "SIMULATED: proves nothing about the machine"
-            )
-        with self.checklist.step("policy.debug"):
-            if any(each.debug for each in claims.flat()):
-                raise RefusedError("the TEE runs in debug mode: its memory can be read from outside")
+        check_trust(claims, self.checklist, allow_simulated=self.policy.allow_simulated)
         with self.checklist.step("policy.inside") as step:
             inner = [each.tee for each in claims.flat() if each is not claims]
             if not set(inner) <= set(self.policy.inside):
@@ -310,6 +302,18 @@ class _Appraisal:
                 raise RefusedError("a GPU runs in debug mode")
             form.bind(claims, bound.binding, bound.challenge)
         self.formats(claims)
+
+
+def check_trust(claims: Claims, checklist: Checklist, *, allow_simulated: bool) -> None:
+    """What no policy can waive: no simulated root where it is not allowed, no debug mode; RefusedError, NotGenuine."""
+    with checklist.step("policy.genuine") as step:
+        genuine = _genuine((claims,))
+        if not genuine and not allow_simulated:
+            raise NotGenuineError("the evidence is SIMULATED and the policy does not allow that")
+        step.detail = "hardware vendor's root" if genuine else "SIMULATED: proves nothing about the machine"
+    with checklist.step("policy.debug"):
+        if any(each.debug for each in claims.flat()):
+            raise RefusedError("the TEE runs in debug mode: its memory can be read from outside")
 
 
 def _genuine(claims: tuple[Claims, ...]) -> bool:

@@ -175,7 +175,8 @@ def _inside(tee: toml.Table, accepted: tuple[Format, ...]) -> tuple[Format, ...]
     return inside
 
 
-def _simulated_root(tee: toml.Table, *, allow_simulated: bool) -> str | None:
+def simulated_root(tee: toml.Table, *, allow_simulated: bool) -> str | None:
+    """`tee.simulated_root_pem`, given exactly where simulated evidence is allowed; raises PolicyDocumentError."""
     pem = tee.text("simulated_root_pem")
     if allow_simulated and pem is None:
         raise PolicyDocumentError(
@@ -199,7 +200,7 @@ def _read(root: toml.Table, sha256: str) -> Policy:
     formats = (*accepted, *inside, *gpus)
     waivers = _waivers(root, formats)
     allow_simulated = tee.flag("allow_simulated") or False
-    pem = _simulated_root(tee, allow_simulated=allow_simulated)
+    pem = simulated_root(tee, allow_simulated=allow_simulated)
     anchors = anchors_for(pem)
     # Without tee.accept the hole is what to tell, not the tables that nobody reads because of it.
     sections = {name: root.table(name) for name in ([form.name for form in formats] if accepted else FORMATS)}
@@ -290,16 +291,21 @@ def _complete(rules: Mapping[str, object], waivers: Mapping[str, str], formats: 
         )
 
 
+def write_simulated(root_pem: str) -> list[str]:
+    """The lines of `[tee]` that allow simulated evidence under a root."""
+    return [
+        "# SIMULATED: evidence under this root proves nothing about the machine. For laptops and tests only.",
+        "allow_simulated = true",
+        f'simulated_root_pem = """\n{root_pem}"""',
+    ]
+
+
 def _write(policy: Policy) -> str:
     lines = [f"schema = {toml.quote(SCHEMA)}", f"name = {toml.quote(policy.name)}", "", "[tee]"]
     lists = {"accept": policy.tees, "inside": policy.inside, "gpu": policy.gpus}
     lines += toml.write({key: list(names) for key, names in lists.items() if names or key == "accept"})
     if policy.allow_simulated:
-        lines += [
-            "# SIMULATED: evidence under this root proves nothing about the machine. For laptops and tests only.",
-            "allow_simulated = true",
-            f'simulated_root_pem = """\n{policy.simulated_root_pem or ""}"""',
-        ]
+        lines += write_simulated(policy.simulated_root_pem or "")
     lines += toml.write(policy.tables)
     fresh: dict[str, object] = {
         "max_age_seconds": policy.max_age // timedelta(seconds=1),

@@ -117,16 +117,22 @@ class Table:
         value = self._get(key, bool, "true or false")
         return value if isinstance(value, bool) else None
 
-    def seconds(self, key: str, smallest: int, largest: int) -> timedelta | None:
-        """A whole number of seconds in the closed range."""
-        value = self._get(key, int, "a whole number of seconds")
+    def number(self, key: str, smallest: int, largest: int, what: str = "") -> int | None:
+        """A whole number in the closed range; `what` is its unit."""
+        value = self._get(key, int, f"a whole number{what and ' of ' + what}")
         if not isinstance(value, int):
             return None
         if not smallest <= value <= largest:
             raise PolicyDocumentError(
-                f"{self.name(key)} must be from {smallest} to {largest} seconds", hint="Choose a value in that range."
+                f"{self.name(key)} must be from {smallest} to {largest}{what and ' ' + what}",
+                hint="Choose a value in that range.",
             )
-        return timedelta(seconds=value)
+        return value
+
+    def seconds(self, key: str, smallest: int, largest: int) -> timedelta | None:
+        """A whole number of seconds in the closed range."""
+        value = self.number(key, smallest, largest, "seconds")
+        return None if value is None else timedelta(seconds=value)
 
     def texts(self, key: str) -> tuple[str, ...] | None:
         """A list of at least one string."""
@@ -160,17 +166,6 @@ class Table:
         if value is not None and (len(value) != 2 * size or not _HEX.match(value)):
             raise PolicyDocumentError(
                 f"{self.name(key)} must be {2 * size} lower-case hex digits", hint="Copy it from the build."
-            )
-        return value
-
-    def number(self, key: str, smallest: int, largest: int) -> int | None:
-        """A whole number in the closed range."""
-        value = self._get(key, int, "a whole number")
-        if not isinstance(value, int):
-            return None
-        if not smallest <= value <= largest:
-            raise PolicyDocumentError(
-                f"{self.name(key)} must be from {smallest} to {largest}", hint="Choose a value in that range."
             )
         return value
 

@@ -11,13 +11,12 @@ import logging
 import random
 import re
 import socket
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from cloister.enclave.release import kms_errors
+from cloister.enclave.release import kms_errors, tls
 from cloister.enclave.release.http1 import exchange
 from cloister.enclave.release.sigv4 import Credentials, signed_headers
 from cloister.errors import MalformedError, UndecidedError, UsageError
@@ -79,7 +78,7 @@ class KmsClient:
         self._host = host
         self._authority = authority or host
         self._region = region
-        self._tls = _tls_context(tls_roots)
+        self._tls = tls.context(tls_roots)
         self._clock = clock
         self._sleep = sleep
 
@@ -122,25 +121,8 @@ class KmsClient:
             service="kms",
             now=now,
         )
-        stream = self._wrap(self._connect())
+        stream = tls.wrap(self._tls, self._connect(), self._host)
         return exchange(stream, "POST", "/", headers, body, what="AWS KMS", limit=MAX_ANSWER)
-
-    def _wrap(self, stream: socket.socket) -> socket.socket:
-        """TLS from here to KMS; whoever carries the stream sees none of it and can only cut it."""
-        try:
-            return self._tls.wrap_socket(stream, server_hostname=self._host)
-        except ssl.SSLCertVerificationError:
-            stream.close()
-            raise UndecidedError(
-                f"who answered is not {self._host}: its TLS certificate does not verify",
-                hint="Somebody on the way intercepts TLS, the roots are wrong, or this machine's clock is.",
-            ) from None
-        except OSError as error:
-            stream.close()
-            raise UndecidedError(
-                f"no TLS connection to {self._host} ({type(error).__name__})",
-                hint="The way through the parent was cut, or what answers there does not speak TLS.",
-            ) from None
 
 
 def _members(data: bytes) -> dict[str, object]:
@@ -148,16 +130,3 @@ def _members(data: bytes) -> dict[str, object]:
         return strict_json.loads(data, "KMS answer", limit=MAX_ANSWER)
     except MalformedError as error:
         raise UndecidedError(f"the answer of AWS KMS cannot be read: {error.message}") from None
-
-
-def _tls_context(roots: str | None) -> ssl.SSLContext:
-    if roots is None:
-        context = ssl.create_default_context()
-    else:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        try:
-            context.load_verify_locations(cadata=roots)
-        except (ssl.SSLError, ValueError):
-            raise UsageError("the pinned TLS roots are not PEM certificates") from None
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context

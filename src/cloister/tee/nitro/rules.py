@@ -43,6 +43,10 @@ class Measurement:
                 "a measurement must name the image", hint="State pcr0, or pcr1 and pcr2, or pcr8 (the image's signer)."
             )
 
+    def table(self) -> dict[str, object]:
+        """As a document states it."""
+        return {"label": self.label, **self.stated()} if self.label else dict(self.stated())
+
     def stated(self) -> dict[str, str]:
         """The registers that are stated."""
         pairs = ((name, getattr(self, name)) for name in REGISTERS)
@@ -68,10 +72,11 @@ def check_measurements(claims: Claims, allowed: Sequence[Measurement]) -> Measur
 
 
 def _read(table: Table) -> tuple[Measurement, ...] | None:
-    return tuple(_measurement(each) for each in table.tables("measurement")) or None
+    return tuple(read_measurement(each) for each in table.tables("measurement")) or None
 
 
-def _measurement(table: Table) -> Measurement:
+def read_measurement(table: Table) -> Measurement:
+    """One `[[…measurement]]` table; raises PolicyDocumentError."""
     registers = {register: table.text(register) for register in REGISTERS}
     label = table.line("label") or ""
     table.done()
