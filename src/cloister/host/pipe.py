@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-#: Bytes held for one direction of one connection; all the memory that a slow reader can cost.
+#: Bytes read at once, and the most held for one direction: all the memory that a slow reader can cost.
 CHUNK = 256 * 1024
-#: The first bytes on a connection are few: a small buffer until there was a full one.
-FIRST = 16 * 1024
+#: Before the next attempt to accept when there are no descriptors.
+RETRY_SECONDS = 0.1
 CONNECT_SECONDS = 10.0
 #: Seconds without a byte in either direction.
 IDLE_SECONDS = 900.0
@@ -32,7 +33,7 @@ class Totals:
 
 @dataclass
 class Door:
-    """One listener whose every connection is handled by `serve`; `close` ends them all."""
+    """One listener whose every connection is handled by `serve`."""
 
     listener: socket.socket
     serve: Callable[[socket.socket, Capture | None], Awaitable[None]]
@@ -41,31 +42,50 @@ class Door:
     capture: Path | None = None
     totals: Totals = field(default_factory=Totals)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _accepting: asyncio.Task[None] | None = None
+
+    @property
+    def open(self) -> int:
+        """Connections now."""
+        return len(self._tasks)
 
     async def run(self) -> None:
-        """Accept until cancelled."""
-        loop = asyncio.get_running_loop()
+        """Accept until `drain` was called and the last connection ended; drops them all when cancelled."""
+        self._accepting = asyncio.create_task(self._accept())
         try:
-            while True:
-                try:
-                    stream, _ = await loop.sock_accept(self.listener)
-                except OSError:
-                    # Out of descriptors, most likely: the next connection may find some.
-                    await asyncio.sleep(0.1)
-                    continue
-                if len(self._tasks) >= self.limit:
-                    self.totals.refused += 1
-                    stream.close()
-                    continue
-                self.totals.connections += 1
-                task = asyncio.create_task(self._one(stream, self.totals.connections))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+            await asyncio.wait({self._accepting})
+            self.listener.close()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
         finally:
+            self._accepting.cancel()
             self.listener.close()
             for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(self._accepting, *self._tasks, return_exceptions=True)
+
+    def drain(self) -> None:
+        """Accept no more."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                stream, _ = await loop.sock_accept(self.listener)
+            except OSError:
+                # Out of descriptors, most likely: the next connection may find some.
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if len(self._tasks) >= self.limit:
+                self.totals.refused += 1
+                stream.close()
+                continue
+            self.totals.connections += 1
+            task = asyncio.create_task(self._one(stream, self.totals.connections))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _one(self, stream: socket.socket, number: int) -> None:
         stream.setblocking(False)
@@ -100,63 +120,139 @@ class Capture:
             yield Capture(up, down)
 
 
-async def join(near: socket.socket, far: socket.socket, totals: Totals, capture: Capture | None = None) -> None:
-    """Carry bytes until both directions ended; closes `far`. Raises OSError or TimeoutError when one broke."""
-    beat = _Beat()
-
-    def count_up(size: int) -> None:
-        totals.up += size
-
-    def count_down(size: int) -> None:
-        totals.down += size
-
+async def join(
+    near: socket.socket,
+    far: socket.socket,
+    totals: Totals,
+    capture: Capture | None = None,
+    *,
+    idle: float = IDLE_SECONDS,
+) -> None:
+    """Carry bytes until both directions ended, or one broke, or nothing moved for `idle` seconds; closes `far`."""
+    joined = _Joined(idle)
+    up = _Way(joined, near, far, totals, "up", capture.up if capture else None)
+    down = _Way(joined, far, near, totals, "down", capture.down if capture else None)
     try:
-        async with asyncio.TaskGroup() as group:
-            watch = group.create_task(beat.watch())
-            pumps = (
-                group.create_task(_pump(near, far, beat, count_up, capture.up if capture else None)),
-                group.create_task(_pump(far, near, beat, count_down, capture.down if capture else None)),
-            )
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_EXCEPTION)
-            watch.cancel()
-    except* (OSError, TimeoutError):
+        up.start()
+        down.start()
+        await joined.done
+    except (OSError, TimeoutError):
         # One side broke: whoever reads the other must see a broken stream too, not an orderly end.
         _reset(near)
         _reset(far)
     finally:
+        joined.timer.cancel()
+        up.stop()
+        down.stop()
         far.close()
 
 
-class _Beat:
-    """Ends a connection that is silent for too long."""
-
-    def __init__(self) -> None:
-        self.moved = False
-
-    async def watch(self) -> None:
-        while True:
-            self.moved = False
-            await asyncio.sleep(IDLE_SECONDS)
-            if not self.moved:
-                raise TimeoutError
+#: What both directions of every connection of one thread are read into: a piece is passed on before the next is read.
+_shared = threading.local()
 
 
-async def _pump(
-    source: socket.socket, sink: socket.socket, beat: _Beat, count: Callable[[int], None], copy: BinaryIO | None
-) -> None:
-    loop = asyncio.get_running_loop()
-    buffer = memoryview(bytearray(FIRST))
-    while size := await loop.sock_recv_into(source, buffer):
-        piece = buffer[:size]
-        if copy is not None:
-            copy.write(piece)
-        await loop.sock_sendall(sink, piece)
-        beat.moved = True
-        count(size)
-        if size == len(buffer) < CHUNK:
-            buffer = memoryview(bytearray(CHUNK))
-    with contextlib.suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
+def _buffer() -> memoryview:
+    if not hasattr(_shared, "buffer"):
+        _shared.buffer = memoryview(bytearray(CHUNK))
+    return _shared.buffer  # type: ignore[no-any-return]
+
+
+class _Joined:
+    """The end of two ways, and the time of their last byte."""
+
+    def __init__(self, idle: float) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self.loop.create_future()
+        self.open = 2
+        self.moved = self.loop.time()
+        self._idle = idle
+        self.timer = self.loop.call_later(idle, self._look)
+
+    def ended(self) -> None:
+        self.open -= 1
+        if not self.open and not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: OSError) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    def _look(self) -> None:
+        at = self.moved + self._idle
+        if at <= self.loop.time():
+            self.fail(TimeoutError())
+        else:
+            self.timer = self.loop.call_at(at, self._look)
+
+
+class _Way:
+    """One direction. Callbacks, not a task: a frame costs one turn of the loop, an idle connection no buffer."""
+
+    def __init__(
+        self, joined: _Joined, source: socket.socket, sink: socket.socket, totals: Totals, name: str,
+        copy: BinaryIO | None,
+    ) -> None:  # fmt: skip
+        self._joined, self._source, self._sink = joined, source, sink
+        self._totals, self._name, self._copy = totals, name, copy
+        self._buffer = _buffer()
+        #: What the sink did not take; while there is any, nothing is read.
+        self._left = memoryview(b"")
+
+    def start(self) -> None:
+        self._joined.loop.add_reader(self._source, self._read)
+
+    def stop(self) -> None:
+        self._joined.loop.remove_reader(self._source)
+        self._joined.loop.remove_writer(self._sink)
+
+    def _read(self) -> None:
+        try:
+            size = self._source.recv_into(self._buffer)
+            if not size:
+                self._end()
+                return
+            piece = self._buffer[:size]
+            if self._copy is not None:
+                self._copy.write(piece)
+            sent = self._send(piece)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._joined.fail(error)
+            return
+        if sent < size:
+            self._left = memoryview(bytes(piece[sent:]))
+            self._joined.loop.remove_reader(self._source)
+            self._joined.loop.add_writer(self._sink, self._write)
+
+    def _write(self) -> None:
+        try:
+            self._left = self._left[self._send(self._left) :]
+        except OSError as error:
+            self._joined.fail(error)
+            return
+        if not self._left:
+            self._left = memoryview(b"")
+            self._joined.loop.remove_writer(self._sink)
+            self._joined.loop.add_reader(self._source, self._read)
+
+    def _send(self, piece: memoryview) -> int:
+        try:
+            sent = self._sink.send(piece)
+        except BlockingIOError:
+            return 0
+        self._joined.moved = self._joined.loop.time()
+        if self._name == "up":
+            self._totals.up += sent
+        else:
+            self._totals.down += sent
+        return sent
+
+    def _end(self) -> None:
+        self._joined.loop.remove_reader(self._source)
+        with contextlib.suppress(OSError):
+            self._sink.shutdown(socket.SHUT_WR)
+        self._joined.ended()
 
 
 def _reset(stream: socket.socket) -> None:
