@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import os
 import resource
 import secrets
 import socket
@@ -12,15 +13,16 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from tests.host.test_agent import running
 
 from cloister.bench import pipe as bench
 from cloister.host import pipe
@@ -229,42 +231,82 @@ def echoed(stream: socket.socket) -> bool:
     return False
 
 
-def test_out_of_descriptors_and_back(folder: Path) -> None:
-    with peer(folder), agent(folder, descriptors=48) as (port, number):
-        streams = []
-        for _ in range(60):
-            stream = bench._open(port, b"E", bench.FRAME)
-            stream.settimeout(1)
-            streams.append(stream)
-        served = [stream for stream in streams[:8] if echoed(stream)]
-        assert len(served) == 8
-        assert psutil.Process(number).num_fds() >= 46
-        for stream in streams:
+async def test_out_of_descriptors_and_back(folder: Path) -> None:
+    """Without a descriptor to accept with, clients wait; with one again, they are served."""
+    loop = asyncio.get_running_loop()
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"OK 1\n")
+        writer.write(await reader.readexactly(5))
+        await writer.drain()
+        writer.close()
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    server = await asyncio.start_unix_server(echo, folder / "v")
+    async with running(folder) as address:
+        with socket.socket() as client:
+            client.setblocking(False)
+            hogged: list[int] = []
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 8, hard))
+            try:
+                with contextlib.suppress(OSError):
+                    while True:
+                        hogged.append(os.dup(0))
+                await loop.sock_connect(client, (address.host, address.port))
+                await loop.sock_sendall(client, b"hello")
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.5):
+                        await loop.sock_recv(client, 5)
+            finally:
+                for number in hogged:
+                    os.close(number)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            async with asyncio.timeout(SECONDS):
+                assert await loop.sock_recv(client, 5) == b"hello"
+    server.close()
+
+
+def echoing(port: int) -> socket.socket | None:
+    """A connection through which frames come back, or None when it was refused."""
+    stream = socket.create_connection(("127.0.0.1", port), timeout=SECONDS)
+    with contextlib.suppress(OSError):
+        stream.sendall(b"E" + bench.FRAME.to_bytes(8, "big"))
+        if echoed(stream):
+            return stream
+    stream.close()
+    return None
+
+
+def test_fewer_descriptors_than_clients(folder: Path) -> None:
+    """The agent refuses what would starve the streams that it carries."""
+    with peer(folder), agent(folder, descriptors=100) as (port, _):
+        served = [stream for _ in range(60) if (stream := echoing(port)) is not None]
+        assert 10 <= len(served) <= 18
+        assert all(map(echoed, served))
+        for stream in served:
             stream.close()
-        deadline = psutil.time.time() + SECONDS
-        answered = False
-        while not answered and psutil.time.time() < deadline:
-            with bench._open(port, b"E", bench.FRAME) as stream:
-                stream.settimeout(2)
-                answered = echoed(stream)
-        assert answered
+        deadline = time.monotonic() + SECONDS
+        again = None
+        while again is None and time.monotonic() < deadline:
+            again = echoing(port)
+        assert again is not None
+        again.close()
 
 
 def test_one_connection_too_many_is_refused_and_the_others_live(folder: Path) -> None:
     with peer(folder), agent(folder, "connections = 3") as (port, _):
-        streams = [bench._open(port, b"E", bench.FRAME) for _ in range(3)]
-        assert all(map(echoed, streams))
-        with bench._open(port, b"E", bench.FRAME) as refused:
-            assert not echoed(refused)
-        assert all(map(echoed, streams))
-        streams.pop().close()
-        deadline = psutil.time.time() + SECONDS
-        admitted = False
-        while not admitted and psutil.time.time() < deadline:
-            with bench._open(port, b"E", bench.FRAME) as stream:
-                admitted = echoed(stream)
-        assert admitted
-        for stream in streams:
+        served = [stream for _ in range(3) if (stream := echoing(port)) is not None]
+        assert len(served) == 3
+        assert echoing(port) is None
+        assert all(map(echoed, served))
+        served.pop().close()
+        deadline = time.monotonic() + SECONDS
+        another = None
+        while another is None and time.monotonic() < deadline:
+            another = echoing(port)
+        assert another is not None
+        for stream in (*served, another):
             stream.close()
 
 

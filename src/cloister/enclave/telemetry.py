@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
+import select
 import socket
 import threading
 from collections.abc import Mapping
@@ -169,8 +170,6 @@ class Telemetry:
 
 def _gone(stream: socket.socket) -> bool:
     """Has the parent closed it? It never sends anything."""
-    try:
-        stream.recv(1, socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    return True
+    look = select.poll()
+    look.register(stream, select.POLLIN | select.POLLRDHUP)
+    return bool(look.poll(0))

@@ -16,6 +16,7 @@ import resource
 import signal
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from cloister.errors import CloisterError, UsageError
@@ -33,6 +34,8 @@ from cloister.wire import ports
 HEARTBEAT_BYTE = b"\xb7"
 #: Seconds between two lines of counters in the log.
 REPORT_SECONDS = 60.0
+#: For a client, and at times for a pipe between its two streams; for the process itself and its other doors.
+DESCRIPTORS_EACH, OWN_DESCRIPTORS = 3, 64
 
 
 class Agent:
@@ -202,11 +205,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--listener", type=int, help="an open listening socket; the agent ends with its standard input")
     options = parser.parse_args(arguments)
-    # Two descriptors for each client.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         config = AgentConfig.load(options.config)
+        # More clients than descriptors would end streams in progress; so they are refused before.
+        room = max(1, (hard - OWN_DESCRIPTORS) // DESCRIPTORS_EACH)
+        config = replace(config, connections=min(config.connections, room))
         listener = None if options.listener is None else socket.socket(fileno=options.listener)
         agent = Agent(config, listener)
         supervised = listener is not None

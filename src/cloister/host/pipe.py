@@ -177,7 +177,8 @@ class _Spliced:
     """Holds bytes in a pipe of the kernel (splice(2)): they never enter this process."""
 
     def __init__(self) -> None:
-        self._out, self._in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._ends: tuple[int, ...] = ()
+        self._ends = self._out, self._in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         with contextlib.suppress(OSError):  # as many as the kernel lets this user have
             fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, PIPE)
         self.held = 0
@@ -192,8 +193,8 @@ class _Spliced:
         return sent
 
     def __del__(self) -> None:
-        os.close(self._in)
-        os.close(self._out)
+        for end in self._ends:
+            os.close(end)
 
 
 class _Spare(threading.local):
