@@ -36,7 +36,7 @@ from cloister.tee.sim.root import SimulatedRoot
 from cloister.trust.anchors import Anchor
 from cloister.weights import manifest
 from cloister.weights.keys import WrappedKey
-from cloister.wire import bhttp, cbor, cose, strict_json
+from cloister.wire import bhttp, cbor, cose, strict_json, telemetry
 
 
 @dataclass(frozen=True)
@@ -210,6 +210,10 @@ TARGETS: tuple[Target, ...] = (
     Target("sealed", _sealed_weights, lambda data: void(manifest.read(data, OWNER.public_key()))),
     Target("replica", lambda: [REPLICA], lambda data: void(boot.read(data))),
     Target("parent-head", lambda: [b"GET /models/a HTTP/1.1\r\nRange: bytes=0-9"], lambda data: void(head.parse(data))),
+    Target(
+        "telemetry", lambda: [telemetry.encode("refused", {"kind": "busy", "count": 5})[:-1]],
+        lambda data: void(telemetry.decode(data)),
+    ),
     Target("pipe", lambda: [pack(Kind.CHUNK, 7, b"{}") * 3], lambda data: void(Unpacker().push(data))),
 )  # fmt: skip
 

@@ -222,6 +222,15 @@ def test_usage_is_told_in_groups_and_sums_stay_right() -> None:
     assert told["prompt_tokens"] > total * 37 * 0.9
 
 
+@pytest.mark.parametrize("told", [CANARY, -5, 10**40, math.nan, 1e300, None, [1], {CANARY: 1}, CANARY.encode()])
+def test_an_engine_that_lies_gets_nothing_out_and_breaks_nothing(told: object) -> None:
+    counters = Counters()
+    for _ in range(GROUP):
+        counters.answered(200, {"prompt_tokens": told, "completion_tokens": told, CANARY: 7})
+    (line,) = counters.take()
+    assert telemetry.decode(line[:-1]).values == {"requests": 5, "prompt_tokens": 0, "completion_tokens": 0}
+
+
 def test_errors_are_told_by_kind_and_once() -> None:
     counters = Counters()
     for status in (429, 400, 404, 503, 500):

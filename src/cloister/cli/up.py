@@ -18,7 +18,8 @@ from cloister.channel.bundle import MAX_BUNDLE
 from cloister.cli import show
 from cloister.client.appraisal import VerifiedKey, verify_bundle
 from cloister.client.fetch import challenge
-from cloister.errors import CloisterError, UsageError
+from cloister.errors import CloisterError, UndecidedError, UsageError
+from cloister.platforms import run
 from cloister.platforms.platform import Launch
 from cloister.platforms.state import Processes, folder
 from cloister.policy.document import Policy
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 NAME = Annotated[str, typer.Argument(metavar="NAME", help="The image's name, as in cloister.toml.")]
 BOOT_SECONDS = 120.0
 AGENT_SECONDS = 15.0
+#: For streams in progress at `cloister down`.
+DRAIN_SECONDS = 3.0
+#: What the supervisor writes.
+STATUS = "supervisor.json"
 _WAIVED = "The first look at an image that was just built here: its own registers already cover this."
 _ZERO = "0" * 64
 """A digest that nothing has: replaced before the policy is used."""
@@ -44,6 +49,7 @@ def up(
     listen: Annotated[str, typer.Option(help="HOST:PORT for clients; port 0 takes a free one.")] = "127.0.0.1:0",
     capture: Annotated[Path | None, typer.Option(help="Keep all that the parent sees in this folder.")] = None,
     debug: Annotated[bool, typer.Option(help="Nitro's debug mode: evidence that every policy refuses.")] = False,
+    supervise: Annotated[bool, typer.Option(help="Start enclave and agent again when they end.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One line of JSON when it serves.")] = False,
 ) -> None:
     """Build, boot, verify: ends with an address and a policy for exactly this image."""
@@ -64,9 +70,15 @@ def up(
     show.simulated_banner()
     started = time.monotonic()
     try:
-        url = _agent(chosen, machine, home, listen, capture, _release(chosen, built, config.parent, home))
-        machine.start(launch)
-        machine.wait(chosen.name, BOOT_SECONDS, "cloister: serving ")
+        more = _release(chosen, built, config.parent, home)
+        if supervise:
+            more += _enclave(platform, launch, home)
+        url = _agent(chosen, machine, home, listen, capture, more, supervise)
+        if supervise:
+            _wait_supervised(chosen.name)
+        else:
+            machine.start(launch)
+            machine.wait(chosen.name, BOOT_SECONDS, "cloister: serving ")
         measurements = {f"pcr{index}": value.hex() for index, value in built.registers.items()}
         policy, key = _policy(chosen.name, url, measurements, machine.root_pem())
     except CloisterError:
@@ -100,7 +112,9 @@ def status(json: Annotated[bool, typer.Option("--json", help="As JSON on standar
     names = sorted(each.name for each in base.iterdir()) if base.exists() else []
     rows = []
     for name in names:
-        running = machine.find(name)
+        running, supervisor = machine.find(name), _supervised(name)
+        if running is None and supervisor in ("starting", "failed"):
+            rows.append({"name": name, "state": "DOWN", "supervisor": supervisor, "simulated": True})
         if running is not None:
             agent = Processes(folder(name)).alive("agent")
             rows.append(
@@ -110,6 +124,7 @@ def status(json: Annotated[bool, typer.Option("--json", help="As JSON on standar
                     "cid": running.cid,
                     "memory_mib": running.memory_mib,
                     "agent": agent,
+                    "supervisor": supervisor,
                     "measurements": dict(running.measurements),
                     "simulated": True,
                 }
@@ -118,7 +133,12 @@ def status(json: Annotated[bool, typer.Option("--json", help="As JSON on standar
         show.print_json({"schema": "cloister-status/1", "enclaves": rows})
         return
     for row in rows:
+        if row["state"] == "DOWN":
+            print(row["name"], f"DOWN, the supervisor says: {row['supervisor']}", "SIMULATED")
+            continue
         reach = "agent runs" if row["agent"] else "agent is DOWN: clients cannot reach it"
+        if row["supervisor"] not in (None, "running"):
+            reach = f"the supervisor says: {row['supervisor']}"
         print(row["name"], row["state"], f"cid {row['cid']}", f"{row['memory_mib']} MiB", reach, "SIMULATED")
 
 
@@ -176,16 +196,43 @@ def _release(chosen: ImageConfig, built: Built, project: Path, home: Path) -> li
 
 
 def _agent(
-    chosen: ImageConfig, machine: QemuNitro, home: Path, listen: str, capture: Path | None, more: list[str]
+    chosen: ImageConfig,
+    machine: QemuNitro,
+    home: Path,
+    listen: str,
+    capture: Path | None,
+    more: list[str],
+    supervise: bool,
 ) -> str:
-    """Start the parent agent; returns the address for clients."""
-    lines = [f'listen = "{listen}"', f'uds = "{machine.uds(chosen.name)}"', "heartbeat = true"]
+    """Start the parent agent, by its supervisor if that is wanted; returns the address for clients."""
+    lines = [
+        f'listen = "{listen}"',
+        f'uds = "{machine.uds(chosen.name)}"',
+        f'name = "{chosen.name}"',
+        "heartbeat = true",
+        "telemetry = true",
+        f"drain_seconds = {DRAIN_SECONDS}",
+    ]
     if capture is not None:
         lines.append(f'capture = "{capture.absolute()}"')
     (home / "host.toml").write_text("\n".join([*lines, *more]) + "\n")
-    words = [sys.executable, "-m", "cloister.host.agent", "--config", str(home / "host.toml")]
+    module = "cloister.host.supervise" if supervise else "cloister.host.agent"
+    words = [sys.executable, "-m", module, "--config", str(home / "host.toml")]
     _, host, port = Processes(home).start("agent", words, ready=AGENT_SECONDS).split()
     return f"http://{host}:{port}"
+
+
+def _enclave(platform: str, launch: Launch, home: Path) -> list[str]:
+    """What the supervisor has to know."""
+    start, stop = run.commands(platform, launch, home / "launch.json")
+    (home / STATUS).unlink(missing_ok=True)
+    return [
+        "[enclave]",
+        f"start = {json_module.dumps(start)}",
+        f"stop = {json_module.dumps(stop)}",
+        f"boot_seconds = {BOOT_SECONDS}",
+        f'status = "{home / STATUS}"',
+    ]
 
 
 def _policy(name: str, url: str, measurements: dict[str, str], root: str) -> tuple[str, VerifiedKey]:
@@ -212,9 +259,27 @@ def _policy(name: str, url: str, measurements: dict[str, str], root: str) -> tup
     return policy, key
 
 
+def _supervised(name: str) -> str | None:
+    """The state that the supervisor last wrote; None without one."""
+    try:
+        return str(json_module.loads((folder(name) / STATUS).read_text())["state"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _wait_supervised(name: str) -> None:
+    limit = time.monotonic() + BOOT_SECONDS
+    while (state := _supervised(name)) != "running":
+        if state in ("failed", "stopped") or time.monotonic() > limit:
+            raise UndecidedError("the enclave does not come up", hint=f"cloister logs {name}")
+        time.sleep(0.1)
+
+
 def _stop(machine: QemuNitro, name: str) -> None:
+    # The agent first: its supervisor would start the machine again.
+    Processes(folder(name)).stop("agent")
     machine.stop(name)
-    Processes(folder(name)).stop("agent", "kms")
+    Processes(folder(name)).stop("kms")
 
 
 def _say(line: str, quiet: bool) -> None:

@@ -33,6 +33,8 @@ EVERY = 60.0
 #: Usage of fewer requests waits for more.
 GROUP = 8
 MAX_WAITING = 64
+#: Of one request.
+MOST_TOKENS = 1_000_000
 #: Seconds for the last lines at the end.
 CLOSE_SECONDS = 1.0
 
@@ -71,14 +73,16 @@ class Counters:
         self._usage = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
         self._refused: dict[str, int] = {}
 
-    def answered(self, status: int, usage: Mapping[str, int]) -> None:
-        """One sealed answer was given to its end."""
+    def answered(self, status: int, usage: Mapping[str, object]) -> None:
+        """One sealed answer was given to its end; of what the engine says about it only plausible numbers count."""
         if status >= 400:
             self._refuse("busy" if status == 429 else "invalid" if status < 500 else "engine")
             return
         self._usage["requests"] += 1
         for name in ("prompt_tokens", "completion_tokens"):
-            self._usage[name] += int(usage.get(name, 0))
+            value = usage.get(name)
+            if isinstance(value, int) and 0 <= value <= MOST_TOKENS:
+                self._usage[name] += value
 
     def outer(self, status: int) -> None:
         """An answer outside the sealed channel has begun."""

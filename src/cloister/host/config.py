@@ -41,6 +41,10 @@ class EnclaveConfig:
     #: Where the state is written as JSON.
     status: Path | None = None
 
+    def __post_init__(self) -> None:
+        if not self.start or self.misses < 1:
+            raise UsageError("[enclave] needs a command to start, and at least one miss")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig:
