@@ -20,7 +20,7 @@ from cloister.wire import telemetry
 
 pytestmark = [
     pytest.mark.skipif(not lab.ready(), reason="the lab is not prepared (make lab): no enclave image is booted"),
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(600),
 ]
 CONFIG = """
 [image]
@@ -33,7 +33,7 @@ slots = 1
 memory_mib = 512
 cpus = 1
 """
-SECONDS = 150.0
+SECONDS = 240.0
 
 
 def until(what: Callable[[], object], why: str) -> object:

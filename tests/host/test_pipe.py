@@ -381,3 +381,22 @@ async def test_tls_passes_unopened(folder: Path) -> None:
     captured = b"".join(path.read_bytes() for path in (folder / "seen").iterdir())
     assert len(captured) > 1000
     assert secret not in captured
+
+
+async def test_what_a_broken_connection_left_reaches_no_other() -> None:
+    """Holders are shared between connections; one that still holds bytes of a broken one must be gone."""
+    loop = asyncio.get_running_loop()
+    for round_ in range(30):
+        mark = b"%02d" % round_
+        async with joined("unix") as (client, enclave, task, _):
+            # More than the enclave's socket takes, so that some stays between the two; then it breaks.
+            sending = asyncio.create_task(loop.sock_sendall(client, mark * 400_000))
+            await asyncio.sleep(0.01)
+            enclave.close()
+            sending.cancel()
+            async with asyncio.timeout(SECONDS):
+                await asyncio.wait({task, sending})
+        async with joined("unix") as (client, enclave, _, _):
+            await loop.sock_sendall(client, b"mine")
+            client.shutdown(socket.SHUT_WR)
+            assert await until_end(enclave) == b"mine"

@@ -167,7 +167,7 @@ def test_too_many_starts_are_given_up(folder: Path) -> None:
     with supervised(write(folder, fake(folder, "--fail"), restarts=2, window_seconds=60)) as parent:
         assert parent.process.wait(SECONDS) == UndecidedError.exit_code
         assert "does not stay up" in parent.errors()
-        assert parent.status()["state"] == "failed"
+        assert (parent.status()["state"], parent.status()["reason"]) == ("failed", "ended")
         with pytest.raises(ConnectionRefusedError):
             parent.connect()
 

@@ -205,14 +205,16 @@ class _Spare(threading.local):
         self._free: dict[type, list[_Copied | _Spliced]] = {_Copied: [], _Spliced: []}
 
     def take(self, kind: type[_Copied | _Spliced]) -> _Copied | _Spliced:
+        """One that holds nothing."""
         try:
             return self._free[kind].pop() if self._free[kind] else kind()
         except OSError:  # no descriptors left for a pipe
             return _Copied()
 
     def give(self, holder: _Copied | _Spliced) -> None:
+        """Back, empty."""
         free = self._free[type(holder)]
-        if not holder.held and len(free) < KEPT:
+        if len(free) < KEPT:
             free.append(holder)
 
 
@@ -269,25 +271,32 @@ class _Way:
         self._joined.loop.remove_writer(self._sink)
 
     def _read(self) -> None:
+        holder = _spare.take(self._kind)
         try:
-            holder = _spare.take(self._kind)
-            try:
-                if not holder.fill(self._source):
-                    self._end()
-                    return
+            size = self._fill(holder)
+            if size:
                 if self._copy is not None and isinstance(holder, _Copied):
                     self._copy.write(holder.held)
                 self._drain(holder)
-                if holder.held:
-                    self._left = holder
-                    self._joined.loop.remove_reader(self._source)
-                    self._joined.loop.add_writer(self._sink, self._write)
-            finally:
-                _spare.give(holder)
-        except BlockingIOError:
-            pass
+            elif size == 0:
+                self._end()
         except OSError as error:
+            # The holder is dropped: what is in it must never reach another connection.
             self._joined.fail(error)
+            return
+        if holder.held:
+            self._left = holder
+            self._joined.loop.remove_reader(self._source)
+            self._joined.loop.add_writer(self._sink, self._write)
+        else:
+            _spare.give(holder)
+
+    def _fill(self, holder: _Copied | _Spliced) -> int | None:
+        """Bytes, 0 at the end, None when there are none yet."""
+        try:
+            return holder.fill(self._source)
+        except BlockingIOError:
+            return None
 
     def _write(self) -> None:
         assert self._left is not None

@@ -94,6 +94,8 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._agent_pid: int | None = None
         self.state: State = "starting"
+        #: Why something was last started again; `none` while all runs.
+        self._reason: Reason = "none"
         self.restarts = 0
 
     def end(self) -> None:
@@ -195,6 +197,7 @@ class Supervisor:
                 if time.monotonic() > limit:
                     return "no_answer"
                 await _or_end(process, BOOT_LOOK_SECONDS)
+            self._reason = "none"
             self._tell("running")
             misses = 0
             while misses < settings.misses:
@@ -218,17 +221,19 @@ class Supervisor:
             await _ended(command, 0, group=True)
 
     async def _again(self, reason: Reason, budget: Budget) -> None:
-        self._tell("starting" if reason != "agent_ended" else self.state, reason)
+        self._reason = reason
+        self._tell("starting" if reason != "agent_ended" else self.state)
         wait = budget.spend()
         self.restarts += 1
+        self._write_status()
         await asyncio.sleep(wait)
 
     # What others see
 
-    def _tell(self, state: State, reason: Reason = "none") -> None:
+    def _tell(self, state: State) -> None:
         self.state = state
-        self._log.write(f"supervisor_{state}", {"reason": reason}, {"supervisor_changes": (1, "Count")})
-        self._write_status(reason)
+        self._log.write(f"supervisor_{state}", {"reason": self._reason}, {"supervisor_changes": (1, "Count")})
+        self._write_status()
 
     async def _report(self) -> None:
         told = 0
@@ -239,7 +244,7 @@ class Supervisor:
             self._log.write("supervisor", metrics={"enclave_up": (up, "Count"), "restarts": (again, "Count")})
             await asyncio.sleep(REPORT_SECONDS)
 
-    def _write_status(self, reason: Reason = "none") -> None:
+    def _write_status(self) -> None:
         path = self._enclave.status
         if path is None:
             return
@@ -247,7 +252,7 @@ class Supervisor:
             "schema": SCHEMA,
             "name": self._config.name,
             "state": self.state,
-            "reason": reason,
+            "reason": self._reason,
             "since": int(time.time()),
             "restarts": self.restarts,
             "pid": os.getpid(),
