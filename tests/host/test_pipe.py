@@ -186,9 +186,9 @@ async def test_no_descriptors_for_a_pipe_is_no_broken_stream(monkeypatch: pytest
     monkeypatch.setattr(pipe.os, "pipe2", none_left)
     monkeypatch.setattr(pipe, "_spare", pipe._Spare())
     async with joined("unix") as (client, enclave, _, _):
-        await asyncio.get_running_loop().sock_sendall(client, b"x" * 100_000)
-        client.shutdown(socket.SHUT_WR)
-        assert await until_end(enclave) == b"x" * 100_000
+        sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(client, b"x" * 5_000_000))
+        sending.add_done_callback(lambda _: client.shutdown(socket.SHUT_WR))
+        assert await until_end(enclave) == b"x" * 5_000_000
 
 
 @contextlib.contextmanager

@@ -25,7 +25,6 @@ async def _take(stream: socket.socket, size: int) -> None:
     loop, buffer = asyncio.get_running_loop(), bytearray(1 << 18)
     while size > 0 and (got := await loop.sock_recv_into(stream, buffer)):
         size -= got
-    await loop.sock_sendall(stream, b".")
 
 
 async def _give(stream: socket.socket, size: int) -> None:
@@ -65,10 +64,13 @@ async def _serve(stream: socket.socket, greet: bool) -> None:
         match head[:1]:
             case b"U":
                 await _take(stream, size)
+                await loop.sock_sendall(stream, b".")
             case b"D":
                 await _give(stream, size)
             case b"B":
+                # The one byte comes last: two senders on one socket would take the loop from each other.
                 await asyncio.gather(_take(stream, size), _give(stream, size))
+                await loop.sock_sendall(stream, b".")
             case _:
                 await _echo(stream, size)
 

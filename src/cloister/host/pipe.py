@@ -19,6 +19,8 @@ CHUNK, PIPE = 256 * 1024, 512 * 1024
 #: From TCP splice(2) was measured to be faster, from unix sockets slower; of vsock nothing is known.
 SPLICED_FROM = (socket.AF_INET, socket.AF_INET6)
 SPLICED_TO = (*SPLICED_FROM, socket.AF_UNIX)
+#: A piece of that size is taken for one of many, and the next is spliced; frames are quicker copied.
+BULK = 64 * 1024
 #: Free holders kept for the next slow reader.
 KEPT = 8
 #: Before the next attempt to accept when there are no descriptors.
@@ -258,8 +260,8 @@ class _Way:
     ) -> None:  # fmt: skip
         self._joined, self._source, self._sink = joined, source, sink
         self._totals, self._name, self._copy = totals, name, copy
-        spliced = copy is None and source.family in SPLICED_FROM and sink.family in SPLICED_TO
-        self._kind: type[_Copied | _Spliced] = _Spliced if spliced else _Copied
+        self._splices = copy is None and source.family in SPLICED_FROM and sink.family in SPLICED_TO
+        self._kind: type[_Copied | _Spliced] = _Copied
         #: What the sink did not take; while there is any, nothing is read.
         self._left: _Copied | _Spliced | None = None
 
@@ -275,6 +277,7 @@ class _Way:
         try:
             size = self._fill(holder)
             if size:
+                self._kind = _Spliced if self._splices and size >= BULK else _Copied
                 if self._copy is not None and isinstance(holder, _Copied):
                     self._copy.write(holder.held)
                 self._drain(holder)
