@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo lab test check fuzz bench model lock clean
+.PHONY: demo lab test check fuzz bench bench-pipe model lock clean
 
 demo: $(VENV)/.serve
 	$(BIN)/cloister demo
@@ -30,6 +30,10 @@ fuzz: $(VENV)/.dev
 BENCH_MODEL ?= bench-out/gpt2-124m.gguf
 bench: $(VENV)/.dev $(BENCH_MODEL)
 	$(BIN)/python -m cloister.bench --model $(BENCH_MODEL)
+
+# The parent's pipe against socat (Debian's package of that name), where it is installed.
+bench-pipe: $(VENV)/.dev
+	$(BIN)/python -m cloister.bench.pipe
 
 bench-out/gpt2-124m.gguf: $(VENV)/.dev
 	mkdir -p bench-out

@@ -42,7 +42,7 @@ from cloister.trust.anchors import Anchor
 from cloister.weights import jwe, manifest
 from cloister.weights.kbs import Resource
 from cloister.weights.keys import WrappedKey
-from cloister.wire import bhttp, cbor, cose, strict_json
+from cloister.wire import bhttp, cbor, cose, strict_json, telemetry
 from fuzz import dcap_targets, nvidia_targets, snp_targets
 
 
@@ -255,6 +255,10 @@ TARGETS: tuple[Target, ...] = (
     Target("parent-head", lambda: [b"GET /models/a HTTP/1.1\r\nRange: bytes=0-9"], lambda data: void(head.parse(data))),
     Target("nitro-cli", lambda: [json.dumps([ENCLAVE]).encode()], lambda data: void(nitro_cli.parse_describe(data))),
     Target("nitro-cli-run", lambda: [json.dumps(ENCLAVE).encode()], lambda data: void(nitro_cli.parse_run(data))),
+    Target(
+        "telemetry", lambda: [telemetry.encode("refused", {"kind": "busy", "count": 5})[:-1]],
+        lambda data: void(telemetry.decode(data)),
+    ),
     Target("pipe", lambda: [pack(Kind.CHUNK, 7, b"{}") * 3], lambda data: void(Unpacker().push(data))),
     *(Target(name, corpus, run) for name, corpus, run in snp_targets.TARGETS),
     *(Target(name, corpus, run) for name, corpus, run in dcap_targets.TARGETS),

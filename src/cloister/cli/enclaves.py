@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_module
 import shutil
 from typing import Annotated
 
@@ -15,6 +16,10 @@ from cloister.platforms.state import Processes, folder
 
 NAME = Annotated[str, typer.Argument(metavar="NAME", help="The image's name, as in cloister.toml.")]
 PLATFORM = Annotated[str | None, typer.Option(help="aws-nitro or qemu-nitro; default: wherever it runs.")]
+
+
+#: What the supervisor writes into an enclave's folder.
+STATUS = "supervisor.json"
 
 
 @show.guarded
@@ -32,19 +37,31 @@ def status(
             "cpus": running.cpus,
             "memory_mib": running.memory_mib,
             "agent": Processes(folder(running.name)).alive("agent"),
+            "supervisor": supervised(running.name),
             "measurements": dict(running.measurements),
             "simulated": machine.simulated,
         }
         for machine in _machines(platform)
         for running in machine.list()
     ]
+    known = {row["name"] for row in rows}
+    down = [
+        {"name": each.name, "state": "DOWN", "supervisor": state}
+        for each in (sorted(folder("x").parent.iterdir()) if folder("x").parent.exists() else [])
+        if each.name not in known and (state := supervised(each.name)) in ("starting", "failed")
+    ]
     if json:
-        show.print_json({"schema": "cloister-status/1", "enclaves": rows})
+        show.print_json({"schema": "cloister-status/1", "enclaves": [*rows, *down]})
         return
     for row in rows:
         reach = "agent runs" if row["agent"] else "agent is DOWN: clients cannot reach it"
+        if row["supervisor"] not in (None, "running"):
+            reach = f"the supervisor says: {row['supervisor']}"
         where = f"{row['platform']}{' SIMULATED' if row['simulated'] else ''}"
         print(row["name"], row["state"], f"cid {row['cid']}", f"{row['memory_mib']} MiB", reach, where)
+
+    for row in down:
+        print(row["name"], f"DOWN, the supervisor says: {row['supervisor']}")
 
 
 @show.guarded
@@ -77,11 +94,19 @@ def down(
 
 
 def stop(machine: Platform, name: str) -> None:
-    """End the enclave, then what served it; no error for what is gone."""
+    """End what serves the enclave (its supervisor would start the enclave again), then it; no error for what is gone."""
     try:
-        machine.stop(name)
-    finally:
         Processes(folder(name)).stop("agent")
+    finally:
+        machine.stop(name)
+
+
+def supervised(name: str) -> str | None:
+    """The state that the supervisor last wrote; None without one."""
+    try:
+        return str(json_module.loads((folder(name) / STATUS).read_text())["state"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _machines(platform: str | None) -> list[Platform]:

@@ -18,11 +18,11 @@ from rich.text import Text
 
 from cloister.channel.bundle import MAX_BUNDLE
 from cloister.cli import show
-from cloister.cli.enclaves import stop
+from cloister.cli.enclaves import STATUS, stop, supervised
 from cloister.client.appraisal import VerifiedKey, verify_bundle
 from cloister.client.fetch import challenge
 from cloister.errors import CloisterError, UndecidedError, UsageError
-from cloister.platforms import registry
+from cloister.platforms import registry, run
 from cloister.platforms.platform import Launch, Platform
 from cloister.platforms.state import Processes, folder
 from cloister.policy.document import Policy
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 BOOT_SECONDS, AGENT_SECONDS, POLL_SECONDS = 120.0, 15.0, 0.25
 #: Bytes of sealed weights a second, at worst: a slow store behind vsock.
 SLOW_STORE = 10e6
+#: For streams in progress at `cloister down`.
+DRAIN_SECONDS = 3.0
 _WAIVED = "The first look at an image that is at hand: its own registers already cover this."
 _ZERO = "0" * 64
 """A digest that nothing has: replaced before the policy is used."""
@@ -56,6 +58,7 @@ def up(
     cid: Annotated[int | None, typer.Option(help="The enclave's vsock context identifier; default a free one.")] = None,
     capture: Annotated[Path | None, typer.Option(help="Keep all that the parent sees in this folder.")] = None,
     debug: Annotated[bool, typer.Option(help="Nitro's debug mode: evidence that every policy refuses.")] = False,
+    supervise: Annotated[bool, typer.Option(help="Start enclave and agent again when they end.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One line of JSON when it serves.")] = False,
 ) -> None:
     """Build, boot, verify: ends with an address and a policy for exactly this image."""
@@ -101,8 +104,15 @@ def up(
         serves: dict[str, object] = {"egress": list(chosen.egress)} if chosen.egress else {}
         if launch.weights:
             serves |= {"store": str(shelf), **machine.release(chosen, built, config.parent)}
-        url = _agent(home, {"listen": listen, **machine.reach(launch), **_capture(capture), **serves})
-        machine.start(launch)
+        if supervise:
+            serves["enclave"] = _enclave(machine, launch, home)
+        url = _agent(
+            home, {"listen": listen, **machine.reach(launch), **_capture(capture), **_common(launch), **serves}
+        )
+        if supervise:
+            _wait_supervised(launch)
+        else:
+            machine.start(launch)
         measurements = {f"pcr{index}": value.hex() for index, value in built.registers.items()}
         evidence = _evidence(machine, launch, url, _first(chosen.name, measurements, machine.root_pem()))
         policy = None if debug else _policy(chosen.name, evidence, measurements, machine.root_pem())
@@ -154,14 +164,26 @@ def _capture(path: Path | None) -> dict[str, object]:
     return {} if path is None else {"capture": str(path.absolute())}
 
 
+def _common(launch: Launch) -> dict[str, object]:
+    return {"name": launch.name, "telemetry": True, "drain_seconds": DRAIN_SECONDS}
+
+
+def _enclave(machine: Platform, launch: Launch, home: Path) -> dict[str, object]:
+    """What the supervisor has to know."""
+    start, end = run.commands(machine.name, launch, home / "launch.json")
+    (home / STATUS).unlink(missing_ok=True)
+    return {"start": start, "stop": end, "boot_seconds": _boot_seconds(launch), "status": str(home / STATUS)}
+
+
 def _agent(home: Path, settings: Mapping[str, object]) -> str:
-    """Start the parent agent; returns the address for clients."""
+    """Start the parent agent, by its supervisor where it has an enclave to keep up; the address for clients."""
     tables = {name: value for name, value in settings.items() if isinstance(value, Mapping)}
     lines = [f"{name} = {_toml(value)}" for name, value in settings.items() if name not in tables]
     for name, table in tables.items():
         lines += [f"[{name}]", *(f"{_toml(key)} = {_toml(value)}" for key, value in table.items())]
     (home / "host.toml").write_text("\n".join(lines) + "\n", "utf-8")
-    words = [sys.executable, "-m", "cloister.host.agent", "--config", str(home / "host.toml")]
+    module = "cloister.host.supervise" if "enclave" in settings else "cloister.host.agent"
+    words = [sys.executable, "-m", module, "--config", str(home / "host.toml")]
     _, host, port = Processes(home).start("agent", words, ready=AGENT_SECONDS).split()
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -186,7 +208,7 @@ def _first(name: str, measurements: dict[str, str], root: str | None) -> Policy:
 
 def _evidence(machine: Platform, launch: Launch, url: str, first: Policy) -> tuple[bytes, bytes | None, Policy]:
     """What the replica answers, as soon as it answers; raises UndecidedError with the enclave's last words."""
-    seconds = BOOT_SECONDS + launch.weights / SLOW_STORE
+    seconds = _boot_seconds(launch)
     limit = time.monotonic() + seconds
     while True:
         try:
@@ -201,6 +223,19 @@ def _evidence(machine: Platform, launch: Launch, url: str, first: Policy) -> tup
                     f" {_last_words(machine, launch.name)}",
                     hint=hint,
                 ) from None
+        time.sleep(POLL_SECONDS)
+
+
+def _boot_seconds(launch: Launch) -> float:
+    return BOOT_SECONDS + launch.weights / SLOW_STORE
+
+
+def _wait_supervised(launch: Launch) -> None:
+    """Until the supervisor says that the enclave answers; raises UndecidedError."""
+    limit = time.monotonic() + _boot_seconds(launch)
+    while (state := supervised(launch.name)) != "running":
+        if state in ("failed", "stopped") or time.monotonic() > limit:
+            raise UndecidedError("the enclave does not come up", hint=f"cloister logs {launch.name}")
         time.sleep(POLL_SECONDS)
 
 

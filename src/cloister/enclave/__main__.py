@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from cloister.enclave import boot
+from cloister.enclave import boot, net
+from cloister.enclave.telemetry import Telemetry
 from cloister.errors import CloisterError
 
 
@@ -15,14 +16,18 @@ def say(line: str) -> None:
 
 def main() -> int:
     """Exit status as the error tree has it."""
+    telemetry = Telemetry(net.vsock)
     try:
-        boot.start(boot.read(boot.CONFIG.read_bytes()), say)
+        boot.start(boot.read(boot.CONFIG.read_bytes()), say, telemetry)
     except CloisterError as error:
+        telemetry.failed(error)
         say(f"{error.message}. {error.hint}")
         return error.exit_code
     except OSError as error:
         say(f"cannot read the image's configuration: {error.strerror}")
         return 2
+    finally:
+        telemetry.close()
     return 0
 
 

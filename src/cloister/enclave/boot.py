@@ -21,6 +21,7 @@ from cloister.enclave.engine.config import BUNDLED_MODEL, EngineConfig
 from cloister.enclave.release.credentials import from_parent
 from cloister.enclave.release.kbs import KbsRelease
 from cloister.enclave.release.kms import KmsRelease
+from cloister.enclave.telemetry import Telemetry
 from cloister.errors import MalformedError, UsageError
 from cloister.tee.nitro.attest import NitroSecurityModule
 from cloister.weights import kbs
@@ -128,7 +129,7 @@ def listen(port: int = ports.GATEWAY) -> socket.socket:
     return listener
 
 
-def start(measured: Measured, say: Callable[[str], None]) -> None:
+def start(measured: Measured, say: Callable[[str], None], telemetry: Telemetry) -> None:
     """Run the replica that `measured` describes until it ends; raises whatever a step raises."""
     attester = NitroSecurityModule()
     listener = listen()
@@ -147,7 +148,7 @@ def start(measured: Measured, say: Callable[[str], None]) -> None:
     def on_ready(ready: main.Ready) -> None:
         say(f"serving {ready.info.model_id} on vsock port {ready.port}, configuration {ready.config_sha256}")
 
-    asyncio.run(main.run(config, attester, on_ready=on_ready, listener=listener))
+    asyncio.run(main.run(config, attester, on_ready=on_ready, listener=listener, telemetry=telemetry))
 
 
 def open_sealed(measured: Measured, sealed: Sealed, dial: net.Dial, module: NitroSecurityModule) -> model.Opened:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -26,6 +27,7 @@ from cloister.enclave.gateway.app import INNER_ROUTES, create_app
 from cloister.enclave.gateway.ohttp import Limits
 from cloister.enclave.hardening import leave_no_dump
 from cloister.enclave.identity import Identity
+from cloister.enclave.telemetry import Telemetry
 from cloister.errors import UsageError
 from cloister.tee.attester import Attester
 
@@ -86,6 +88,7 @@ async def run(
     on_ready: Callable[[Ready], None] | None = None,
     stop: asyncio.Event | None = None,
     listener: socket.socket | None = None,
+    telemetry: Telemetry | None = None,
 ) -> None:
     """Start, serve until SIGINT, SIGTERM or `stop`, end; raises UsageError, ModelLoadError or UndecidedError.
 
@@ -94,6 +97,7 @@ async def run(
     # 1. The configuration was checked when it was made; the address is the only part that can still fail.
     listener = listener if listener is not None else _listen(config.host, config.port)
     leave_no_dump()
+    began = time.monotonic()
     engine = LlamaEngine(config.engine)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(listener.close)
@@ -116,7 +120,7 @@ async def run(
         host, port = listener.getsockname()[:2]
         server = _Server(
             uvicorn.Config(
-                create_app(identity, engine, config.limits),
+                create_app(identity, engine, config.limits, telemetry.counters if telemetry else None),
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -131,6 +135,10 @@ async def run(
         # Ready means ready to stop in order, too: uvicorn takes over the signals before it says that it has started.
         while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.005)
+        if telemetry is not None:
+            telemetry.event("ready", {"seconds": time.monotonic() - began})
+            stack.callback(telemetry.event, "stopping")
+            stack.callback(asyncio.create_task(telemetry.run(engine)).cancel)
         if on_ready is not None:
             on_ready(Ready(host=host, port=port, info=engine.info, config_sha256=digest, engine_pid=engine.pid))
         if stopping is not None:

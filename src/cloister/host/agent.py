@@ -1,121 +1,77 @@
 """The blind parent agent: everything an enclave needs from its instance, none of it trusted with a plaintext.
 
-ingress TCP -> gateway   egress -> listed hosts   model store   credentials   heartbeat (where no nitro-cli answers it)
+ingress TCP -> gateway   egress -> listed hosts   model store   credentials   telemetry by allow-list   heartbeat
 
     python -m cloister.host.agent --config host.toml
 
-The first line on standard output is `listening HOST PORT`; SIGTERM and SIGINT end it in order.
+The first line on standard output is `listening HOST PORT`. SIGTERM and SIGINT let streams in progress end, for a time;
+a second one ends them.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import resource
 import signal
 import socket
 import sys
-import time
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 from cloister.errors import CloisterError, UsageError
 from cloister.host import credentials as instance_credentials
+from cloister.host.config import AgentConfig as AgentConfig
 from cloister.host.egress import Egress
+from cloister.host.log import Log, Unit
 from cloister.host.pipe import CONNECT_SECONDS, Capture, Door, join
 from cloister.host.relay import Address
 from cloister.host.store import Store
-from cloister.host.vsock import HybridVsock, KernelVsock, Vsock
+from cloister.host.telemetry import CONNECTIONS, Telemetry
+from cloister.host.vsock import Vsock, chosen
 from cloister.wire import ports
 
 HEARTBEAT_BYTE = b"\xb7"
-#: Seconds between two lines of counters on standard error.
+#: Seconds between two lines of counters in the log.
 REPORT_SECONDS = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class AgentConfig:
-    """Either `cid` (kernel vsock) or `uds` (hybrid unix sockets), and what to serve."""
-
-    listen: Address
-    cid: int | None = None
-    uds: Path | None = None
-    store: Path | None = None
-    egress: tuple[str, ...] = ()
-    resolve: Mapping[str, Address] = field(default_factory=dict)
-    #: `instance`, `environment`, a path of a file, or None for no credentials.
-    credentials: str | None = None
-    metadata: Address = instance_credentials.METADATA
-    heartbeat: bool = False
-    capture: Path | None = None
-
-    def __post_init__(self) -> None:
-        if (self.cid is None) == (self.uds is None):
-            raise UsageError("the agent needs either cid or uds", hint="On EC2 it is the enclave's cid.")
-
-    @classmethod
-    def load(cls, path: Path) -> AgentConfig:
-        """Read a TOML file; raises UsageError."""
-        try:
-            document = tomllib.loads(path.read_text("utf-8"))
-            unknown = set(document) - set(cls.__dataclass_fields__)
-            if unknown:
-                raise UsageError(f"{path}: unknown: {', '.join(sorted(unknown))}")
-            return cls(
-                listen=Address.parse(document["listen"]),
-                cid=document.get("cid"),
-                uds=Path(document["uds"]) if "uds" in document else None,
-                store=Path(document["store"]) if "store" in document else None,
-                egress=tuple(document.get("egress", ())),
-                resolve={name: Address.parse(each) for name, each in document.get("resolve", {}).items()},
-                credentials=document.get("credentials"),
-                metadata=Address.parse(document["metadata"])
-                if "metadata" in document
-                else instance_credentials.METADATA,
-                heartbeat=bool(document.get("heartbeat", False)),
-                capture=Path(document["capture"]) if "capture" in document else None,
-            )
-        except OSError as error:
-            raise UsageError(f"cannot read {path}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
-            raise UsageError(f"{path} is not an agent's configuration", hint="See docs/parent.md.") from None
+#: For a client, and at times for a pipe between its two streams; for the process itself and its other doors.
+DESCRIPTORS_EACH, OWN_DESCRIPTORS = 3, 64
 
 
 class Agent:
     """All doors of one enclave; `open`, then `run` until cancelled."""
 
-    def __init__(self, config: AgentConfig) -> None:
-        self._config = config
-        self._vsock: Vsock
-        if config.uds is not None:
-            self._vsock = HybridVsock(config.uds)
-        else:
-            assert config.cid is not None
-            self._vsock = KernelVsock(config.cid)
+    def __init__(self, config: AgentConfig, listener: socket.socket | None = None) -> None:
+        """`listener` takes the place of the address in the configuration."""
+        self._config, self._listener = config, listener
+        self._vsock: Vsock = chosen(config.cid, config.uds)
         self.doors: list[Door] = []
+        self._told: dict[str, int] = {}
 
     def open(self) -> Address:
         """Bind every listener and return the ingress address it really has; raises UsageError."""
         config = self._config
-        if config.capture is not None:
-            config.capture.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            family = socket.AF_INET6 if ":" in config.listen.host else socket.AF_INET
-            listener = socket.create_server((config.listen.host, config.listen.port), family=family, backlog=1024)
+            if config.capture is not None:
+                config.capture.mkdir(mode=0o700, parents=True, exist_ok=True)
+            listener = self._listener or ingress(config.listen)
             listener.setblocking(False)
             self._ingress(listener)
+            self._log = Log(config.name, config.log, size=config.log_bytes, files=config.log_files)
+            self._telemetry = Telemetry(self._log)
             if config.egress:
                 door = self._door(ports.EGRESS, "egress")
-                door.serve = Egress(frozenset(config.egress), door.totals, resolve=config.resolve).serve
+                allow = frozenset(config.egress)
+                door.serve = Egress(allow, door.totals, resolve=config.resolve, idle=config.idle_seconds).serve
             if config.store is not None:
                 door = self._door(ports.STORE, "store")
                 door.serve = Store(config.store, door.totals).serve
             if config.credentials is not None:
-                self._door(ports.CREDENTIALS, "credentials").serve = instance_credentials.Credentials(
-                    self._source()
-                ).serve
+                door = self._door(ports.CREDENTIALS, "credentials")
+                door.serve = instance_credentials.Credentials(self._source()).serve
+            if config.telemetry:
+                door = self._door(ports.TELEMETRY, "telemetry")
+                door.serve, door.limit = self._telemetry.serve, CONNECTIONS
             if config.heartbeat:
                 self._door(ports.HEARTBEAT, "heartbeat").serve = _heartbeat
         except OSError as error:
@@ -125,14 +81,23 @@ class Agent:
         return Address(host, port)
 
     async def run(self) -> None:
-        """Serve until cancelled."""
+        """Serve until drained or cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
-                for door in self.doors:
-                    group.create_task(door.run())
-                group.create_task(self._report())
+                clients, *others = [group.create_task(door.run()) for door in self.doors]
+                others.append(group.create_task(self._report()))
+                # What the enclave needs of its parent stays until the last client has its answer.
+                await clients
+                for task in others:
+                    task.cancel()
         finally:
             self.close()
+            self.report()
+            self._log.close()
+
+    def drain(self) -> None:
+        """Accept no more clients; `run` ends with the last one."""
+        self.doors[0].drain()
 
     def close(self) -> None:
         """Close every listener."""
@@ -140,17 +105,19 @@ class Agent:
             door.listener.close()
 
     def _door(self, port: int, name: str) -> Door:
-        door = Door(self._vsock.listen(port), _nobody, name, capture=self._config.capture)
+        limit, capture = self._config.connections, self._config.capture
+        door = Door(self._vsock.listen(port), _nobody, name, limit=limit, capture=capture)
         self.doors.append(door)
         return door
 
     def _ingress(self, listener: socket.socket) -> None:
-        door = Door(listener, _nobody, "ingress", capture=self._config.capture)
+        limit, capture = self._config.connections, self._config.capture
+        door = Door(listener, _nobody, "ingress", limit=limit, capture=capture)
 
         async def serve(near: socket.socket, capture: Capture | None) -> None:
             async with asyncio.timeout(CONNECT_SECONDS):
                 far = await self._vsock.connect(ports.GATEWAY)
-            await join(near, far, door.totals, capture)
+            await join(near, far, door.totals, capture, idle=self._config.idle_seconds)
 
         door.serve = serve
         self.doors.append(door)
@@ -167,17 +134,29 @@ class Agent:
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(REPORT_SECONDS)
-            print(json.dumps(emf(self.doors)), file=sys.stderr, flush=True)  # noqa: T201 - the agent's own log
+            self.report()
+
+    def report(self) -> None:
+        """Write what went through since the last report: numbers by name of the door, and nothing else."""
+        names: tuple[tuple[str, Unit], ...] = (
+            ("connections", "Count"), ("refused", "Count"), ("up", "Bytes"), ("down", "Bytes"),
+        )  # fmt: skip
+        totals: dict[str, tuple[int, Unit]] = {
+            f"{door.name}_{name}": (getattr(door.totals, name), unit) for door in self.doors for name, unit in names
+        }
+        for name in ("accepted", "malformed", "over_rate"):
+            totals[f"telemetry_{name}"] = getattr(self._telemetry, name), "Count"
+        metrics: dict[str, tuple[float, Unit]] = {
+            name: (total - self._told.get(name, 0), unit) for name, (total, unit) in totals.items()
+        }
+        self._told = {name: total for name, (total, _) in totals.items()}
+        self._log.write("traffic", metrics={**metrics, "ingress_open": (self.doors[0].open, "Count")})
 
 
-def emf(doors: list[Door]) -> dict[str, object]:
-    """The counters in CloudWatch's embedded metric format: numbers by name of the door, and nothing else."""
-    values = {
-        f"{door.name}_{name}": getattr(door.totals, name) for door in doors for name in ("connections", "up", "down")
-    }
-    metrics = [{"Name": name, "Unit": "Count" if name.endswith("connections") else "Bytes"} for name in values]
-    directive = {"Namespace": "Cloister/Parent", "Dimensions": [[]], "Metrics": metrics}
-    return {"_aws": {"Timestamp": int(time.time() * 1000), "CloudWatchMetrics": [directive]}, **values}
+def ingress(address: Address) -> socket.socket:
+    """The listener for clients; raises OSError."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    return socket.create_server((address.host, address.port), family=family, backlog=1024)
 
 
 async def _nobody(near: socket.socket, capture: Capture | None) -> None:
@@ -193,11 +172,27 @@ async def _heartbeat(near: socket.socket, capture: Capture | None) -> None:
             await loop.sock_sendall(near, HEARTBEAT_BYTE)
 
 
-async def serve(agent: Agent, address: Address) -> None:
-    """Run until SIGINT or SIGTERM."""
+async def serve(agent: Agent, address: Address, drain_seconds: float, *, until_input_ends: bool = False) -> None:
+    """Run until SIGINT or SIGTERM (or the end of standard input), then let streams end within `drain_seconds`."""
     loop, running = asyncio.get_running_loop(), asyncio.create_task(agent.run())
+    told = False
+
+    def end() -> None:
+        nonlocal told
+        if told:
+            running.cancel()
+        told = True
+        agent.drain()
+        loop.call_later(drain_seconds, running.cancel)
+
+    def parent_gone() -> None:
+        loop.remove_reader(sys.stdin)
+        end()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, running.cancel)
+        loop.add_signal_handler(number, end)
+    if until_input_ends:
+        loop.add_reader(sys.stdin, parent_gone)
     print("listening", address.host, address.port, flush=True)  # noqa: T201 - the line that whoever started us waits for
     await asyncio.wait({running})
     if not running.cancelled() and (error := running.exception()) is not None:
@@ -208,10 +203,19 @@ def main(arguments: list[str] | None = None) -> int:
     """The agent as a process of its own."""
     parser = argparse.ArgumentParser(prog="python -m cloister.host.agent", description="The blind parent agent.")
     parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--listener", type=int, help="an open listening socket; the agent ends with its standard input")
     options = parser.parse_args(arguments)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        agent = Agent(AgentConfig.load(options.config))
-        asyncio.run(serve(agent, agent.open()))
+        config = AgentConfig.load(options.config)
+        # More clients than descriptors would end streams in progress; so they are refused before.
+        room = max(1, (hard - OWN_DESCRIPTORS) // DESCRIPTORS_EACH)
+        config = replace(config, connections=min(config.connections, room))
+        listener = None if options.listener is None else socket.socket(fileno=options.listener)
+        agent = Agent(config, listener)
+        supervised = listener is not None
+        asyncio.run(serve(agent, agent.open(), config.drain_seconds, until_input_ends=supervised))
     except CloisterError as error:
         print(f"{error.message}. {error.hint}", file=sys.stderr)  # noqa: T201
         return error.exit_code

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Mapping
 
 from cloister.host import head
-from cloister.host.pipe import CONNECT_SECONDS, Capture, Totals, join
+from cloister.host.pipe import CONNECT_SECONDS, IDLE_SECONDS, Capture, Totals, join
 from cloister.host.relay import Address
 
 _AUTHORITY = re.compile(r"([a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?):([1-9][0-9]{0,4})")
@@ -18,8 +18,15 @@ _AUTHORITY = re.compile(r"([a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?):([1-9][0-9]{0
 class Egress:
     """Serves `CONNECT host:port`; only pairs on the list, only public addresses (unless mapped by `resolve`)."""
 
-    def __init__(self, allow: frozenset[str], totals: Totals, *, resolve: Mapping[str, Address] | None = None) -> None:
-        self._allow, self._totals, self._resolve = allow, totals, dict(resolve or {})
+    def __init__(
+        self,
+        allow: frozenset[str],
+        totals: Totals,
+        *,
+        resolve: Mapping[str, Address] | None = None,
+        idle: float = IDLE_SECONDS,
+    ) -> None:
+        self._allow, self._totals, self._resolve, self._idle = allow, totals, dict(resolve or {}), idle
 
     async def serve(self, near: socket.socket, capture: Capture | None) -> None:
         """One connection of the enclave."""
@@ -36,7 +43,7 @@ class Egress:
         except OSError:
             far.close()
             raise
-        await join(near, far, self._totals, capture)
+        await join(near, far, self._totals, capture, idle=self._idle)
 
     async def _open(self, request: head.Head) -> tuple[int, socket.socket | None]:
         if request.method != "CONNECT":

@@ -29,6 +29,14 @@ class Vsock(Protocol):
         ...
 
 
+def chosen(cid: int | None, uds: Path | None) -> Vsock:
+    """The one of the two that is given."""
+    if uds is not None:
+        return HybridVsock(uds)
+    assert cid is not None
+    return KernelVsock(cid)
+
+
 class KernelVsock:
     """AF_VSOCK: the enclave has a context identifier of its own."""
 

@@ -81,6 +81,8 @@ class LlamaEngine:
         self._pong = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._first_error: asyncio.Future[None] | None = None
+        #: How often a worker that had ended was followed by another.
+        self.restarts = 0
 
     @property
     def state(self) -> State:
@@ -261,6 +263,7 @@ class LlamaEngine:
                 self._fail(EngineError("the inference engine ended too often in a row"))
                 return
             self._state = "restarting"
+            self.restarts += 1
             log.warning("the inference worker ended; starting another")
             await asyncio.sleep(BACKOFF[failures - 1])
 

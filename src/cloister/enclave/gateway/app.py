@@ -19,8 +19,12 @@ from cloister.enclave.gateway.inner import Handler, Inner
 from cloister.enclave.gateway.models import healthz, models
 from cloister.enclave.gateway.problems import PLAINTEXT, problem
 from cloister.enclave.identity import Identity
+from cloister.enclave.telemetry import Counters
 
 log = logging.getLogger(__name__)
+
+#: Outside the sealed channel, for whoever keeps the replica up: does it serve? Says nothing else.
+HEALTH = "/healthz"
 
 #: The whole inner API; part of the configuration digest.
 INNER_ROUTES: dict[tuple[str, str], Handler] = {
@@ -45,15 +49,19 @@ async def _http_error(_request: Request, error: Exception) -> Response:
 class _Quiet:
     """Ends what no one caught with a bare 500: a traceback in a log could quote what was being processed."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, counters: Counters) -> None:
         self._app = app
+        self._counters = counters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
 
         async def watch(message: Message) -> None:
             nonlocal started
-            started = started or message["type"] == "http.response.start"
+            if message["type"] == "http.response.start":
+                started = True
+                if scope["path"] != HEALTH:
+                    self._counters.outer(message["status"])
             await send(message)
 
         try:
@@ -67,19 +75,26 @@ class _Quiet:
                 raise ConnectionAbortedError from None
 
 
-def create_app(identity: Identity, engine: Engine, limits: ohttp.Limits) -> ASGIApp:
+def create_app(identity: Identity, engine: Engine, limits: ohttp.Limits, counters: Counters | None = None) -> ASGIApp:
     """The replica's application over a started identity and engine."""
+    counters = counters or Counters()
+
+    async def health(_request: Request) -> Response:
+        return Response(status_code=503 if engine.state in ("failed", "stopped") else 200)
+
     evidence = attestation.Attestation(identity)
-    gateway = ohttp.OhttpGateway(identity, Inner(INNER_ROUTES, engine), engine.info.model_id, limits)
+    gateway = ohttp.OhttpGateway(identity, Inner(INNER_ROUTES, engine), engine.info.model_id, limits, counters)
     methods = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
     return _Quiet(
         Starlette(
             routes=[
                 Route(ohttp.PATH, gateway, methods=["GET", "POST"]),
                 Route(attestation.PATH, evidence.handle, methods=["GET", "POST"]),
+                Route(HEALTH, health, methods=["GET"]),
                 Route("/v1", _plaintext, methods=methods),
                 Route("/v1/{rest:path}", _plaintext, methods=methods),
             ],
             exception_handlers={HTTPException: _http_error},
-        )
+        ),
+        counters,
     )

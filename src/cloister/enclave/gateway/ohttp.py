@@ -21,6 +21,7 @@ from cloister.channel.receipt import EXPORT_LABEL, EXPORT_LENGTH, TRAILER, Recei
 from cloister.enclave.gateway.inner import Answer, Inner, refuse
 from cloister.enclave.gateway.problems import OHTTP_KEY, REPLAY, problem
 from cloister.enclave.identity import Identity
+from cloister.enclave.telemetry import Counters
 from cloister.errors import KeyRejectedError, MalformedError, OverLimitError, ReplayError
 from cloister.wire import bhttp
 
@@ -40,11 +41,12 @@ class Limits:
 class OhttpGateway:
     """Opens requests, has them answered inside, seals the answers. An ASGI application."""
 
-    def __init__(self, identity: Identity, inner: Inner, model_id: str, limits: Limits) -> None:
+    def __init__(self, identity: Identity, inner: Inner, model_id: str, limits: Limits, counters: Counters) -> None:
         self._identity = identity
         self._inner = inner
         self._model_id = model_id
         self._limits = limits
+        self._counters = counters
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,6 +125,7 @@ class OhttpGateway:
         content = answer.content
         if answer.events is not None:
             content = b"".join([event async for event in answer.events])
+        self._counters.answered(answer.status, answer.usage)
         message = bhttp.encode_response(bhttp.Response(status=answer.status, headers=answer.headers, content=content))
         if frame := self._limits.frame:
             message = message.ljust(-(-len(message) // frame) * frame, b"\x00")
@@ -151,6 +154,7 @@ class OhttpGateway:
                     out += map(sealer.chunk, [*shaper.content(data), *shaper.flush()])
                     yield b"".join(out)
                     out = []
+        self._counters.answered(answer.status, answer.usage)
         signed = Receipt(
             kid=key.kid,
             binding=key.statement_binding,
