@@ -53,6 +53,8 @@ def inspect(
     from cloister.image import eif
 
     try:
+        if file.stat().st_size > eif.MAX_BYTES:
+            raise UsageError(f"{file} is longer than any enclave image")
         read = eif.parse(file.read_bytes())
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from None
