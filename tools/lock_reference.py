@@ -12,9 +12,9 @@ from cloister.image import debian
 
 SUITE = "trixie"
 PACKAGES = (
-    "bash", "coreutils", "dash", "diffutils", "findutils", "grep", "sed", "tar", "xz-utils", "libc-bin", "ca-certificates",
-    "gcc", "binutils", "libc6-dev", "meson", "ninja-build", "pkgconf", "python3", "python3-venv", "flex", "bison",
-    "libglib2.0-dev", "libcbor-dev", "libgnutls28-dev", "libfdt-dev", "zlib1g-dev",
+    "bash", "coreutils", "dash", "diffutils", "findutils", "grep", "sed", "tar", "xz-utils", "libc-bin",
+    "ca-certificates", "gcc", "binutils", "libc6-dev", "meson", "ninja-build", "pkgconf", "python3", "python3-venv",
+    "flex", "bison", "libglib2.0-dev", "libcbor-dev", "libgnutls28-dev", "libfdt-dev", "zlib1g-dev",
 )  # fmt: skip
 
 

@@ -17,7 +17,8 @@ lab = typer.Typer(help="The emulation of Nitro Enclaves on this machine (SIMULAT
 @show.guarded
 def prepare(
     reference: Annotated[
-        bool, typer.Option("--reference", help="Also compile a QEMU with its own Nitro machine, which tests compare with.")
+        bool,
+        typer.Option("--reference", help="Also compile QEMU with its own Nitro machine, for tests."),
     ] = False,
 ) -> None:
     """Fetch QEMU, compile kernel and init. Takes some minutes the first time, then nothing."""

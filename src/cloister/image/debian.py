@@ -93,8 +93,6 @@ def resolve(suite: str, names: Sequence[str], *, dependencies: bool = False, ess
 
     With `dependencies`, all that they depend on (recommendations left out), into an empty system.
     """
-    if shutil.which("apt-get") is None or not Path(KEYRING).exists():
-        raise UsageError("making a lock needs apt and Debian's keyring", hint="Use a lock made on a Debian machine.")
     with tempfile.TemporaryDirectory(prefix="cloister-apt-") as folder:
         environment = _private_apt(Path(folder), suite)
         _apt(environment, "update")
@@ -112,7 +110,7 @@ def resolve(suite: str, names: Sequence[str], *, dependencies: bool = False, ess
 
 
 def resolve_source(suite: str, name: str) -> Lock:
-    """The upstream archive (`NAME.orig.tar.*`) of a source package, checked by apt's signatures; raises as `resolve`."""
+    """The upstream archive (`NAME.orig.tar.*`) of a source package, checked and raising as `resolve`."""
     with tempfile.TemporaryDirectory(prefix="cloister-apt-") as folder:
         environment = _private_apt(Path(folder), suite, kind="deb-src")
         _apt(environment, "update")
@@ -220,7 +218,9 @@ def _object(value: object, what: str) -> strict_json.Fields:
 
 
 def _private_apt(folder: Path, suite: str, *, kind: str = "deb") -> dict[str, str]:
-    """An apt of its own for one suite, so that nothing of it reaches the system's."""
+    """An apt of its own for one suite, so that nothing of it reaches the system's; raises UsageError without apt."""
+    if shutil.which("apt-get") is None or not Path(KEYRING).exists():
+        raise UsageError("making a lock needs apt and Debian's keyring", hint="Use a lock made on a Debian machine.")
     for each in (
         "etc/apt/apt.conf.d",
         "etc/apt/preferences.d",

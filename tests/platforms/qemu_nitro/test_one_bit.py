@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
 import tarfile
 import tomllib
 from collections.abc import Callable, Iterator
@@ -286,7 +285,7 @@ def _package(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
         if path.name.startswith(("wheels-", "kernel-", "init-", "toolchain-")):
             (home / path.name).symlink_to(path)
     for package, path in debian.fetch(inputs.lock):
-        os.link(path, home / "files" / package.sha256)
+        (home / "files" / package.sha256).symlink_to(path)
     data = _deb_with_a_flipped_bit(real / "files" / chosen.sha256)
     digest = sha256(data).hexdigest()
     (home / "files" / digest).write_bytes(data)
@@ -304,7 +303,9 @@ def _deb_with_a_flipped_bit(package: Path) -> bytes:
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for name, member, content in debian.members(package):
             # In the dynamic symbols' text of the library: what the program is stays readable.
-            changed = flipped(content, content.index(b"inflate")) if b"inflate" in content and ".so" in name else content
+            changed = (
+                flipped(content, content.index(b"inflate")) if b"inflate" in content and ".so" in name else content
+            )
             archive.addfile(member, io.BytesIO(changed))
     data = packed.getvalue()
     return b"!<arch>\n" + b"data.tar".ljust(48) + str(len(data)).encode().ljust(10) + b"`\n" + data
@@ -355,7 +356,10 @@ _BASES: dict[str, dict[int, bytes]] = {}
 @needs_toolchain
 @pytest.mark.parametrize("name", ROWS)
 def test_one_bit(
-    name: str, inputs: Callable[[str], Inputs], relying: Callable[[dict[int, bytes]], Relying], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    inputs: Callable[[str], Inputs],
+    relying: Callable[[dict[int, bytes]], Relying],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kind, change, expected = ROWS[name]
     if kind not in _BASES:
@@ -396,7 +400,9 @@ def test_a_lock_that_names_other_bytes_builds_nothing(tmp_path: Path, monkeypatc
         rootfs.system(debian.Lock(snapshot="20260101T000000Z", packages=(other,)))
 
 
-@pytest.mark.parametrize("product", [toolchain.KERNEL, toolchain.INIT, reference.QEMU], ids=lambda product: product.name)
+@pytest.mark.parametrize(
+    "product", [toolchain.KERNEL, toolchain.INIT, reference.QEMU], ids=lambda product: product.name
+)
 def test_a_compiled_part_is_found_by_all_that_it_is_made_from(
     product: toolchain.Product, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,28 +27,32 @@ from cloister.channel.bundle import Bundle
 from cloister.client.appraisal import verify_bundle
 from cloister.client.session import ATTESTATION_PATH
 from cloister.errors import CloisterError, MalformedError, NotGenuineError
-from cloister.image import build, eif, toolchain
+from cloister.image import build, eif, rootfs, toolchain
 from cloister.image.tree import Tree, cpio
-from cloister.platforms.qemu_nitro import lab, qemu, reference
+from cloister.platforms.qemu_nitro import qemu, reference
+from cloister.platforms.qemu_nitro.nsm import SecurityModule
 from cloister.policy.document import Policy
 from cloister.policy.draft import draft
 from cloister.tee.checks import Checklist, Status
-from cloister.tee.nitro import measure
+from cloister.tee.nitro import measure, roots
 from cloister.tee.nitro import verify as nitro
 from cloister.tee.nitro.attest import MEDIA_TYPE
+from cloister.tee.sim.attest import SimulatedNitro
 from cloister.tee.sim.root import SimulatedRoot
 from cloister.trust.anchors import Anchor
-from cloister.tee.nitro import roots
 from cloister.wire import cbor
 from cloister.wire.strict_json import encode_base64url
 
 pytestmark = [
     pytest.mark.skipif(
-        not reference.ready(), reason="the reference QEMU is not compiled (make lab-reference): images are not compared with it"
+        not reference.ready(),
+        reason="the reference QEMU is not compiled (make lab-reference): images are not compared with it",
     ),
     pytest.mark.timeout(300),
 ]
 SECONDS = 120
+#: Registers 3 and 4 of what the machine is told of its parent.
+PARENT = measure.parent_registers(role_arn=reference.ROLE_ARN, instance_id=reference.INSTANCE_ID)
 
 
 @contextlib.contextmanager
@@ -73,6 +77,20 @@ def machine(folder: Path, image: bytes, memory_mib: int) -> Iterator[qemu.Guest]
         finally:
             guest.stop()
             device.terminate()
+
+
+@contextlib.contextmanager
+def parent(folder: Path) -> Iterator[str]:
+    """The parent agent; the address for clients. It answers init's heartbeat."""
+    (folder / "host.toml").write_text(f'listen = "127.0.0.1:0"\nuds = "{folder}/v"\nheartbeat = true\n')
+    words = [sys.executable, "-m", "cloister.host.agent", "--config", f"{folder}/host.toml"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as agent:
+        try:
+            assert agent.stdout is not None
+            _, host, port = agent.stdout.readline().split()
+            yield f"http://{host}:{port}"
+        finally:
+            agent.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -123,29 +141,21 @@ class Told:
 
 
 @pytest.fixture(scope="module", params=["signed", "unsigned"])
-def told(request: pytest.FixtureRequest, built: tuple[eif.Image, dict[int, bytes]]) -> Iterator[Told]:
+def told(request: pytest.FixtureRequest, built: tuple[eif.Image, dict[int, bytes]]) -> Told:
     """Boot, be its parent, ask for evidence over vsock."""
     image, predicted = built
     if request.param == "unsigned":
         image, predicted = replace(image, signature=b""), {i: v for i, v in predicted.items() if i != 8}
-    with tempfile.TemporaryDirectory(prefix="clo-") as name:
-        folder = Path(name)
-        (folder / "host.toml").write_text(f'listen = "127.0.0.1:0"\nuds = "{folder}/v"\nheartbeat = true\n')
-        words = [sys.executable, "-m", "cloister.host.agent", "--config", f"{folder}/host.toml"]
-        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as agent:
-            try:
-                assert agent.stdout is not None
-                _, host, port = agent.stdout.readline().split()
-                with machine(folder, eif.write(image), 1024) as guest:
-                    _until(guest, "cloister: serving ")
-                    nonce = secrets.token_bytes(32)
-                    answer = httpx2.post(
-                        f"http://{host}:{port}{ATTESTATION_PATH}", json={"nonce": encode_base64url(nonce)}, timeout=30
-                    )
-            finally:
-                agent.terminate()
+    nonce = secrets.token_bytes(32)
+    with (
+        tempfile.TemporaryDirectory(prefix="clo-") as name,
+        parent(Path(name)) as url,
+        machine(Path(name), eif.write(image), 1024) as guest,
+    ):
+        _until(guest, "cloister: serving ")
+        answer = httpx2.post(url + ATTESTATION_PATH, json={"nonce": encode_base64url(nonce)}, timeout=30)
     assert answer.status_code == 200, answer.text
-    yield Told(answer.content, nonce, predicted)
+    return Told(answer.content, nonce, predicted)
 
 
 def _until(guest: qemu.Guest, marker: str) -> None:
@@ -160,8 +170,7 @@ def _until(guest: qemu.Guest, marker: str) -> None:
 
 
 def test_the_registers_are_as_predicted(told: Told) -> None:
-    parent = measure.parent_registers(role_arn=reference.ROLE_ARN, instance_id=reference.INSTANCE_ID)
-    expected = {index: bytes(48) for index in range(16)} | told.predicted | parent
+    expected = {index: bytes(48) for index in range(16)} | told.predicted | PARENT
     assert told.payload["pcrs"] == expected
     assert (told.payload["module_id"], told.payload["digest"]) == (reference.MODULE_ID, "SHA384")
 
@@ -197,6 +206,77 @@ def test_nor_when_it_is_dressed_as_signed(told: Told, anchors: tuple[Anchor, ...
     statuses = {check.id: check.status for check in checklist.results()}
     assert statuses["nitro.cose"] is Status.PASSED
     assert statuses["nitro.signature"] is Status.NOT_REACHED
+
+
+# --- The security module that we emulate, against QEMU's ------------------------------------------------------------
+
+EVERYTHING = {"user_data": b"u" * 512, "nonce": b"n" * 512, "public_key": b"p" * 1024}
+#: In this order, because some change the module. QEMU's answers and ours must say the same.
+SAME: tuple[object, ...] = (
+    "DescribeNSM", "GetRandom", *({"DescribePCR": {"index": index}} for index in range(33)),
+    {"DescribePCR": {"index": "1"}}, {"DescribePCR": {}}, {"DescribePCR": {"index": 1, "more": 2}},
+    {"ExtendPCR": {"index": 16, "data": b"x"}}, {"ExtendPCR": {"index": 16, "data": b""}},
+    {"ExtendPCR": {"index": 0, "data": b"x"}}, {"ExtendPCR": {"index": 32, "data": b"x"}}, {"ExtendPCR": {"index": 16}},
+    {"DescribePCR": {"index": 16}}, {"Attestation": {}}, {"LockPCR": {"index": 17}}, {"LockPCR": {"index": 17}},
+    {"LockPCR": {"index": 0}}, {"LockPCR": {"index": 32}}, {"Attestation": EVERYTHING}, {"LockPCRs": {"range": 20}},
+    {"LockPCRs": {"range": 0}}, {"LockPCRs": {"range": 33}}, {"DescribePCR": {"index": 19}},
+    {"DescribePCR": {"index": 20}}, {"ExtendPCR": {"index": 19, "data": b"x"}}, "DescribeNSM", {"Attestation": {"nonce": b"n"}},
+    "Nothing", {"Nothing": {}}, {}, [], 7, None,
+)  # fmt: skip
+#: QEMU takes these, or has another word for no; we take no more than the module's interface describes.
+STRICTER: tuple[tuple[object, str], ...] = (
+    ({"DescribePCR": {"index": 65536}}, "InvalidIndex"),
+    ({"DescribePCR": {"index": -1}}, "InvalidIndex"),
+    ({"ExtendPCR": {"index": 30, "data": "x"}}, "InvalidOperation"),
+    ({"Attestation": {"user_data": "text"}}, "InvalidOperation"),
+    *(({"Attestation": {name: value + b"x"}}, "InputTooLarge") for name, value in EVERYTHING.items()),
+)
+PROBE = """
+from cloister.tee.nitro.attest import NitroSecurityModule
+for request in {requests}:
+    print("answer", NitroSecurityModule()._exchange(bytes.fromhex(request)).hex(), flush=True)
+"""
+
+
+def test_both_modules_answer_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image whose command asks /dev/nsm from a list instead of serving."""
+    requests = [cbor2.dumps(each) for each in (*SAME, *(request for request, _ in STRICTER))]
+    script = PROBE.format(requests=[each.hex() for each in requests]).encode().hex()
+    command = f"/usr/bin/python3.11\n-I\n-c\nexec(bytes.fromhex('{script}'))\n"
+    monkeypatch.setattr(build, "COMMAND", command.encode())
+    monkeypatch.setattr(build, "COMPRESSION_LEVEL", 1)
+    chosen = written(tmp_path, MINIMAL)
+    image = build.assemble(chosen, rootfs.build(chosen, build.read_lock(None)))
+    with (
+        tempfile.TemporaryDirectory(prefix="clo-") as name,
+        parent(Path(name)),
+        machine(Path(name), eif.write(image), 1024) as guest,
+    ):
+        guest.wait(SECONDS)
+        console = guest.machine.console.read_text(errors="replace")
+    theirs = [bytes.fromhex(line.split()[1]) for line in console.splitlines() if line.startswith("answer ")]
+    assert len(theirs) == len(requests), console[-2000:]
+    signer = SimulatedNitro(SimulatedRoot.create(), {}, module_id=reference.MODULE_ID)
+    module = SecurityModule(signer, image.measurements() | PARENT)
+    for request, answer in zip(SAME, theirs, strict=False):
+        assert _said(module.handle(cbor2.dumps(request))) == _said(answer), request
+    for (request, word), answer in zip(STRICTER, theirs[len(SAME) :], strict=True):
+        ours = cbor2.loads(module.handle(cbor2.dumps(request)))
+        assert ours == {"Error": word} != cbor2.loads(answer)
+
+
+def _said(answer: bytes) -> object:
+    """An answer without what differs by nature: random octets, the signer, the time."""
+    said = cbor2.loads(answer)
+    match said:
+        case {"GetRandom": {"random": random}}:
+            return len(random)
+        case {"Attestation": {"document": document}}:
+            payload = cbor2.loads(cbor2.loads(document)[2])
+            return {
+                name: value for name, value in payload.items() if name not in ("certificate", "cabundle", "timestamp")
+            }
+    return said
 
 
 # --- Image files that are not as they should be ---------------------------------------------------------------------

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Runs inside the unpacked reference toolchain: /work holds QEMU's source; the result is /work/qemu-system-x86_64 with one
-# machine, `nitro-enclave` (and `microvm`, on which it stands). Nothing of the machine, the time or the folder gets in.
+# Runs inside the unpacked reference toolchain: /work holds QEMU's source; the result is /work/qemu-system-x86_64 with the
+# machine `nitro-enclave` (and `microvm`, on which it stands), emulation only. Two builds give the same bytes.
 set -eu
 export PATH=/usr/sbin:/usr/bin HOME=/work LC_ALL=C.UTF-8 SOURCE_DATE_EPOCH=0
 # Debian makes this when it installs, which nobody did here; Python's own pip does not start without it.

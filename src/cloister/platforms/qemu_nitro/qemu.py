@@ -125,9 +125,7 @@ class Guest:
         self.process = process
 
     @classmethod
-    def start(
-        cls, qemu: Qemu, machine: Machine, words: Callable[[Qemu, Machine], list[str]] = argv
-    ) -> Guest:
+    def start(cls, qemu: Qemu, machine: Machine, words: Callable[[Qemu, Machine], list[str]] = argv) -> Guest:
         """Start it; raises UsageError when the program is not there."""
         try:
             with machine.words.open("wb") as output:
