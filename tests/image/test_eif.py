@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
+import subprocess
+import sys
 import zlib
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -26,13 +30,14 @@ IMAGE = eif.Image(
 )  # fmt: skip
 
 
-def issue(curve: ec.EllipticCurve) -> tuple[bytes, bytes]:
+def issue(curve: ec.EllipticCurve, days: int = 1) -> tuple[bytes, bytes]:
+    """A key and a certificate that is valid from now, or that has ended so many days ago."""
     key = ec.generate_private_key(curve)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "signer")])
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
-        .not_valid_before(now).not_valid_after(now + timedelta(days=1)).sign(key, SHA256())
+        .not_valid_before(now + timedelta(days=min(0, days - 1))).not_valid_after(now + timedelta(days=days)).sign(key, SHA256())
     )  # fmt: skip
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return private, certificate.public_bytes(Encoding.PEM)
@@ -208,6 +213,37 @@ def test_a_signature_for_another_image_is_refused() -> None:
         replace(signed, kernel=b"other").check_signature()
     with pytest.raises(NotGenuineError, match="not signed"):
         IMAGE.check_signature()
+
+
+def test_a_signer_out_of_date_is_refused() -> None:
+    signed = eif.signed(IMAGE, *issue(ec.SECP384R1()))
+    now = datetime.now(UTC)
+    signed.check_signer(now + timedelta(minutes=1))
+    for then in (now - timedelta(days=1), now + timedelta(days=2)):
+        with pytest.raises(NotGenuineError, match="not valid now"):
+            signed.check_signer(then)
+    with pytest.raises(NotGenuineError):
+        IMAGE.check_signer(now)
+
+
+def inspected(tmp_path: Path, image: eif.Image) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "image.eif").write_bytes(eif.write(image))
+    words = [sys.executable, "-m", "cloister", "image", "inspect", "--json", str(tmp_path / "image.eif")]
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_inspect(tmp_path: Path) -> None:
+    signed = eif.signed(IMAGE, *issue(ec.SECP384R1()))
+    done = inspected(tmp_path, signed)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["measurements"] == {f"PCR{index}": value.hex() for index, value in signed.measurements().items()}
+    assert told["signature"] == "signature verifies"
+    assert inspected(tmp_path, IMAGE).returncode == 0
+    for wrong in (replace(signed, kernel=b"other"), eif.signed(IMAGE, *issue(ec.SECP384R1(), days=-1))):
+        done = inspected(tmp_path, wrong)
+        assert done.returncode == 4, done.stderr
+        assert json.loads(done.stdout)["signature"] in done.stderr
 
 
 def test_a_flipped_bit_in_the_signature_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -62,6 +63,7 @@ def inspect(
     if read.signature:
         try:
             read.check_signature()
+            read.check_signer(datetime.now(UTC))
             signed = "signature verifies"
         except NotGenuineError as error:
             signed = error.message
@@ -71,6 +73,7 @@ def inspect(
         "measurements": {f"PCR{index}": value.hex() for index, value in sorted(read.measurements().items())},
         "signature": signed,
         "signer": certificate.subject.rfc4514_string() if certificate else None,
+        "signer_not_after": f"{certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}" if certificate else None,
         "cmdline": read.cmdline.decode("ascii", "replace"),
         "sections": {
             "kernel": len(read.kernel),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import IntEnum
 
 import cbor2
@@ -101,6 +102,12 @@ class Image:
             raise NotGenuineError(
                 "the image's signature is over another PCR0", hint="The image was changed after signing."
             )
+
+    def check_signer(self, now: datetime) -> None:
+        """Raises NotGenuineError unless the signer's certificate is valid at `now` (aware), as nitro-cli demands."""
+        certificate = self.certificate
+        if certificate is None or not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+            raise NotGenuineError("the signer's certificate is not valid now", hint="Sign the image with a new one.")
 
 
 _ALGORITHMS: dict[str, tuple[int, HashAlgorithm, int]] = {
