@@ -90,15 +90,15 @@ class Product:
         def fill(folder: Path) -> None:
             for file, data in self._read():
                 (folder / file).write_bytes(data)
-            archives = () if self.archives is None else debian.fetch(lock(self.archives, self.package))
+            archives = [] if self.archives is None else list(debian.fetch(lock(self.archives, self.package)))
             for archive, path in archives:
                 shutil.copyfile(path, folder / archive.name)
             run(self.system(), folder, self.command, timeout=self.timeout)
+            for archive, _ in archives:
+                (folder / archive.name).unlink()
             for each in folder.iterdir():
                 if each.is_dir():
                     shutil.rmtree(each)
-                elif each.suffix == ".xz":
-                    each.unlink()
 
         return cache.folder(self.name, self.digest, fill) / self.output
 

@@ -48,9 +48,9 @@ pytestmark = [
         not reference.ready(),
         reason="the reference QEMU is not compiled (make lab-reference): images are not compared with it",
     ),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
 ]
-SECONDS = 120
+SECONDS = 240
 #: Registers 3 and 4 of what the machine is told of its parent.
 PARENT = measure.parent_registers(role_arn=reference.ROLE_ARN, instance_id=reference.INSTANCE_ID)
 
