@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo lab test check fuzz bench bench-pipe model lock clean
+.PHONY: demo lab lab-reference test check fuzz bench bench-pipe model lock clean
 
 demo: $(VENV)/.serve
 	$(BIN)/cloister demo
@@ -12,6 +12,10 @@ demo: $(VENV)/.serve
 # The emulation of Nitro Enclaves: fetches QEMU, compiles a kernel; minutes once, then kept in ~/.cache/cloister.
 lab: $(VENV)/.serve
 	$(BIN)/cloister lab prepare
+
+# Also QEMU's own Nitro machine, which Debian's QEMU lacks: an independent reading of our images, for tests. Compiled once.
+lab-reference: $(VENV)/.serve
+	$(BIN)/cloister lab prepare --reference
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from cloister.api import requests, sse
 from cloister.broker import ledger, messages
@@ -37,7 +40,7 @@ from cloister.tee.evidence import Offers
 from cloister.tee.nitro import verify as nitro
 from cloister.tee.nitro.rules import Measurement
 from cloister.tee.sim.attest import SimulatedNitro
-from cloister.tee.sim.root import SimulatedRoot
+from cloister.tee.sim.root import SimulatedRoot, issue
 from cloister.trust.anchors import Anchor
 from cloister.weights import jwe, manifest
 from cloister.weights.kbs import Resource
@@ -131,8 +134,6 @@ def _response(data: bytes) -> None:
 
 
 def _models() -> list[bytes]:
-    import struct
-
     def text(value: str) -> bytes:
         return struct.pack("<Q", len(value)) + value.encode()
 
@@ -153,7 +154,25 @@ CREDENTIALS = (
     b'{"AccessKeyId":"ASIAEXAMPLE000000001","SecretAccessKey":"wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY",'
     b'"Token":"IQoJb3JpZ2luX2VjE","Expiration":"2026-06-01T12:00:00Z"}'
 )
-IMAGE_FILE = eif.write(eif.Image(kernel=b"k", cmdline=b"c", ramdisks=(b"a", b"b"), metadata=b"{}"))
+IMAGE = eif.Image(kernel=b"k", cmdline=b"c", ramdisks=(b"a", b"b"), metadata=b"{}")
+IMAGE_FILE = eif.write(IMAGE)
+
+
+def _image(data: bytes) -> None:
+    """As it is, and with a right checksum, behind which everything else lies."""
+    end = eif.HEADER.size
+    checksum = struct.pack(">I", zlib.crc32(data[end:], zlib.crc32(data[: end - 4])))
+    eif.parse(data[: end - 4] + checksum + data[end:]).measurements()
+    eif.parse(data).measurements()
+
+
+def _image_signatures() -> list[bytes]:
+    signer = issue("signer", None, start=NOW, life=timedelta(days=1), ca=False)
+    key = signer.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    certificate = signer.certificate.public_bytes(Encoding.PEM)
+    return [eif.signed(IMAGE, key, certificate).signature]
+
+
 LOCK = debian.Lock(
     snapshot="20260101T000000Z",
     packages=(debian.Package(name="a", version="1", archive="debian", path="pool/a", size=1, sha256="0" * 64),),
@@ -232,7 +251,8 @@ TARGETS: tuple[Target, ...] = (
     Target("embedding", lambda: [b'{"input":["x"]}'], lambda data: void(requests.parse_embedding(data))),
     Target("sse", lambda: [b"event: error\ndata: {}\r\n\r\n: c\ndata: [DONE]\n\n"], _events),
     Target("gguf", _models, lambda data: void(gguf.read_header(io.BytesIO(data), len(data)))),
-    Target("eif", lambda: [IMAGE_FILE], lambda data: void(eif.parse(data).measurements())),
+    Target("eif", lambda: [IMAGE_FILE], _image),
+    Target("eif-signature", _image_signatures, lambda data: replace(IMAGE, signature=data or b"\0").check_signature()),
     Target("debian-lock", lambda: [LOCK.to_json().encode()], lambda data: void(debian.Lock.from_json(data))),
     Target("kbs-request", lambda: [KBS_REQUEST], lambda data: void(messages.Request.parse(data))),
     Target("kbs-attestation", _attestations, lambda data: void(messages.Attestation.parse(data))),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
+import subprocess
+import sys
 import zlib
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -26,13 +30,14 @@ IMAGE = eif.Image(
 )  # fmt: skip
 
 
-def issue(curve: ec.EllipticCurve) -> tuple[bytes, bytes]:
+def issue(curve: ec.EllipticCurve, days: int = 1) -> tuple[bytes, bytes]:
+    """A key and a certificate that is valid from now, or that has ended so many days ago."""
     key = ec.generate_private_key(curve)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "signer")])
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
-        .not_valid_before(now).not_valid_after(now + timedelta(days=1)).sign(key, SHA256())
+        .not_valid_before(now + timedelta(days=min(0, days - 1))).not_valid_after(now + timedelta(days=days)).sign(key, SHA256())
     )  # fmt: skip
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return private, certificate.public_bytes(Encoding.PEM)
@@ -54,6 +59,29 @@ def test_round_trip(kernel, cmdline, metadata, ramdisks, arm64, memory, cpus) ->
         default_memory=memory, default_cpus=cpus,
     )  # fmt: skip
     assert eif.parse(eif.write(image)) == image
+
+
+@given(st.data())
+def test_nothing_is_read_that_is_not_written(data) -> None:
+    """A changed file with a right checksum is refused, or says the same as the file written from what was read."""
+    at = data.draw(st.integers(4, len(DATA) - 1))
+    changed = bytearray(DATA)
+    changed[at] = data.draw(st.integers(0, 255))
+    changed = with_crc(bytes(changed))
+    try:
+        image = eif.parse(changed)
+    except MalformedError:
+        return
+    written = eif.write(image)
+    # Older versions are read and never written.
+    assert with_crc(written[:4] + changed[4:6] + written[6:]) == changed
+
+
+def test_images_of_nitro_cli_before_metadata() -> None:
+    for version in (2, 3):
+        data = eif.write(replace(IMAGE, metadata=b""))
+        old = eif.parse(with_crc(data[:4] + struct.pack(">H", version) + data[6:]))
+        assert old.measurements() == IMAGE.measurements()
 
 
 def test_registers_as_aws_documents_them() -> None:
@@ -121,6 +149,11 @@ def test_the_section_writer_of_this_test_is_right() -> None:
     assert eif.parse(sections(1, 2, 3, 3)).ramdisks == (b"x", b"x")
 
 
+@pytest.mark.parametrize("kinds", [(1, 2, 3), (1, 2, 5, 3, 3), (1, 2, 3, 3, 5), (5, 1, 2, 3), (1, 2, 5, 3, 3, 4)])
+def test_unmeasured_sections_may_stand_anywhere(kinds: tuple[int, ...]) -> None:
+    assert len(eif.parse(sections(*kinds)).ramdisks) == kinds.count(3)
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -143,6 +176,18 @@ def test_the_section_writer_of_this_test_is_right() -> None:
         sections(1, 2, 3, 4, 4),
         sections(1, 2, 3, 6),
         sections(1, 2, 3, 0),
+        # The registers are over the sections in the file's order.
+        sections(2, 1, 3),
+        sections(3, 1, 2),
+        sections(1, 3, 2),
+        sections(1, 2, 3, 5, 3, 2),
+        # Flags and fields that no version gives a meaning.
+        with_crc(DATA[:6] + b"\0\2" + DATA[8:]),
+        with_crc(DATA[:24] + b"\0\1" + DATA[26:]),
+        with_crc(DATA[:275] + b"\1" + DATA[276:]),
+        with_crc(DATA[:539] + b"\1" + DATA[540:]),
+        with_crc(DATA[:540] + b"\0\0\0\1" + DATA[544:]),
+        with_crc(DATA[:550] + b"\0\1" + DATA[552:]),
     ],
 )
 def test_must_fail(data: bytes) -> None:
@@ -168,6 +213,37 @@ def test_a_signature_for_another_image_is_refused() -> None:
         replace(signed, kernel=b"other").check_signature()
     with pytest.raises(NotGenuineError, match="not signed"):
         IMAGE.check_signature()
+
+
+def test_a_signer_out_of_date_is_refused() -> None:
+    signed = eif.signed(IMAGE, *issue(ec.SECP384R1()))
+    now = datetime.now(UTC)
+    signed.check_signer(now + timedelta(minutes=1))
+    for then in (now - timedelta(days=1), now + timedelta(days=2)):
+        with pytest.raises(NotGenuineError, match="not valid now"):
+            signed.check_signer(then)
+    with pytest.raises(NotGenuineError):
+        IMAGE.check_signer(now)
+
+
+def inspected(tmp_path: Path, image: eif.Image) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "image.eif").write_bytes(eif.write(image))
+    words = [sys.executable, "-m", "cloister", "image", "inspect", "--json", str(tmp_path / "image.eif")]
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_inspect(tmp_path: Path) -> None:
+    signed = eif.signed(IMAGE, *issue(ec.SECP384R1()))
+    done = inspected(tmp_path, signed)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["measurements"] == {f"PCR{index}": value.hex() for index, value in signed.measurements().items()}
+    assert told["signature"] == "signature verifies"
+    assert inspected(tmp_path, IMAGE).returncode == 0
+    for wrong in (replace(signed, kernel=b"other"), eif.signed(IMAGE, *issue(ec.SECP384R1(), days=-1))):
+        done = inspected(tmp_path, wrong)
+        assert done.returncode == 4, done.stderr
+        assert json.loads(done.stdout)["signature"] in done.stderr
 
 
 def test_a_flipped_bit_in_the_signature_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -53,6 +54,8 @@ def inspect(
     from cloister.image import eif
 
     try:
+        if file.stat().st_size > eif.MAX_BYTES:
+            raise UsageError(f"{file} is longer than any enclave image")
         read = eif.parse(file.read_bytes())
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}") from None
@@ -60,6 +63,7 @@ def inspect(
     if read.signature:
         try:
             read.check_signature()
+            read.check_signer(datetime.now(UTC))
             signed = "signature verifies"
         except NotGenuineError as error:
             signed = error.message
@@ -69,6 +73,7 @@ def inspect(
         "measurements": {f"PCR{index}": value.hex() for index, value in sorted(read.measurements().items())},
         "signature": signed,
         "signer": certificate.subject.rfc4514_string() if certificate else None,
+        "signer_not_after": f"{certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}" if certificate else None,
         "cmdline": read.cmdline.decode("ascii", "replace"),
         "sections": {
             "kernel": len(read.kernel),

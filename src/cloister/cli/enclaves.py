@@ -28,7 +28,7 @@ def status(
     json: Annotated[bool, typer.Option("--json", help="As JSON on standard output.")] = False,
 ) -> None:
     """The enclaves that run now: on AWS all of the instance, emulated ones of this user."""
-    rows = [
+    rows: list[dict[str, object]] = [
         {
             "name": running.name,
             "platform": machine.name,
@@ -45,7 +45,7 @@ def status(
         for running in machine.list()
     ]
     known = {row["name"] for row in rows}
-    down = [
+    down: list[dict[str, object]] = [
         {"name": each.name, "state": "DOWN", "supervisor": state}
         for each in (sorted(folder("x").parent.iterdir()) if folder("x").parent.exists() else [])
         if each.name not in known and (state := supervised(each.name)) in ("starting", "failed")
@@ -94,7 +94,7 @@ def down(
 
 
 def stop(machine: Platform, name: str) -> None:
-    """End what serves the enclave (its supervisor would start the enclave again), then it; no error for what is gone."""
+    """End what serves the enclave, then it; no error for what is gone. A supervisor would start the enclave again."""
     try:
         Processes(folder(name)).stop("agent")
     finally:

@@ -15,11 +15,22 @@ lab = typer.Typer(help="The emulation of Nitro Enclaves on this machine (SIMULAT
 
 @lab.command()
 @show.guarded
-def prepare() -> None:
+def prepare(
+    reference: Annotated[
+        bool,
+        typer.Option("--reference", help="Also compile QEMU with its own Nitro machine, for tests."),
+    ] = False,
+) -> None:
     """Fetch QEMU, compile kernel and init. Takes some minutes the first time, then nothing."""
     from cloister.platforms.qemu_nitro import lab as preparation
+    from cloister.platforms.qemu_nitro import reference as second
 
-    preparation.prepare(lambda line: show.stderr.print(Text(line)))
+    def say(line: str) -> None:
+        show.stderr.print(Text(line))
+
+    preparation.prepare(say)
+    if reference:
+        second.prepare(say)
 
 
 @lab.command()

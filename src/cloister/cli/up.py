@@ -101,14 +101,14 @@ def up(
         show.stderr.print(Text("debug mode: nothing in this enclave is confidential, every policy refuses it"))
     started = time.monotonic()
     try:
-        serves: dict[str, object] = {"egress": list(chosen.egress)} if chosen.egress else {}
+        serves: dict[str, object] = {"name": launch.name, "telemetry": True, "drain_seconds": DRAIN_SECONDS}
+        if chosen.egress:
+            serves["egress"] = list(chosen.egress)
         if launch.weights:
             serves |= {"store": str(shelf), **machine.release(chosen, built, config.parent)}
         if supervise:
             serves["enclave"] = _enclave(machine, launch, home)
-        url = _agent(
-            home, {"listen": listen, **machine.reach(launch), **_capture(capture), **_common(launch), **serves}
-        )
+        url = _agent(home, {"listen": listen, **machine.reach(launch), **_capture(capture), **serves})
         if supervise:
             _wait_supervised(launch)
         else:
@@ -162,10 +162,6 @@ def _weights(chosen: ImageConfig, shelf: Path) -> int:
 
 def _capture(path: Path | None) -> dict[str, object]:
     return {} if path is None else {"capture": str(path.absolute())}
-
-
-def _common(launch: Launch) -> dict[str, object]:
-    return {"name": launch.name, "telemetry": True, "drain_seconds": DRAIN_SECONDS}
 
 
 def _enclave(machine: Platform, launch: Launch, home: Path) -> dict[str, object]:

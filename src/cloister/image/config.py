@@ -128,6 +128,7 @@ def load(path: Path) -> ImageConfig:
     if not NAME.fullmatch(name):
         raise UsageError("image.name must be lower-case letters, digits, dot, dash, underscore")
     release = _release(top, folder)
+    kernel = nitro.get("kernel", str, "small")
     config = ImageConfig(
         name=name,
         version=image.get("version", str, "0"),
@@ -138,7 +139,7 @@ def load(path: Path) -> ImageConfig:
         release=release,
         memory_mib=nitro.get("memory_mib", int, 1024),
         cpus=nitro.get("cpus", int, 2),
-        kernel=nitro.get("kernel", str, "small"),
+        kernel=kernel if kernel in ("small", "aws") else str(folder / kernel),
         signing_key=_path(nitro, "signing_key", folder),
         certificate=_path(nitro, "certificate", folder),
     )

@@ -30,11 +30,12 @@ MIRROR = "http://deb.debian.org"
 SNAPSHOT = "http://snapshot.debian.org/archive"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 MAX_LOCK = 4 * 1024 * 1024
+_MERGED = ("usr/bin", "usr/sbin", "usr/lib", "usr/lib32", "usr/lib64", "usr/libx32")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """One binary package: where an archive keeps it and what its bytes are."""
+    """One package, or one archive of a source package: where an archive keeps it and what its bytes are."""
 
     name: str
     version: str
@@ -92,8 +93,6 @@ def resolve(suite: str, names: Sequence[str], *, dependencies: bool = False, ess
 
     With `dependencies`, all that they depend on (recommendations left out), into an empty system.
     """
-    if shutil.which("apt-get") is None or not Path(KEYRING).exists():
-        raise UsageError("making a lock needs apt and Debian's keyring", hint="Use a lock made on a Debian machine.")
     with tempfile.TemporaryDirectory(prefix="cloister-apt-") as folder:
         environment = _private_apt(Path(folder), suite)
         _apt(environment, "update")
@@ -104,20 +103,35 @@ def resolve(suite: str, names: Sequence[str], *, dependencies: bool = False, ess
         printed = _apt(environment, "download", "--print-uris", *names)
     packages = []
     for line in printed.splitlines():
-        url, file, size, digest = _field(line)
-        name, version, _ = unquote(file).split("_")
-        archive, path = re.sub(r"^https?://[^/]+/", "", unquote(url)).split("/", 1)
-        packages.append(
-            Package(
-                name=name,
-                version=version,
-                archive=archive,
-                path=path,
-                size=int(size),
-                sha256=digest.removeprefix("SHA256:"),
-            )
-        )
+        name, version, _ = unquote(_field(line)[1]).split("_")
+        packages.append(_package(name, version, line))
     packages.sort(key=lambda package: package.name)
+    return _now(packages)
+
+
+def resolve_source(suite: str, name: str) -> Lock:
+    """The upstream archive (`NAME.orig.tar.*`) of a source package, checked and raising as `resolve`."""
+    with tempfile.TemporaryDirectory(prefix="cloister-apt-") as folder:
+        environment = _private_apt(Path(folder), suite, kind="deb-src")
+        _apt(environment, "update")
+        printed = _apt(environment, "source", "--print-uris", name)
+    packages = []
+    for line in printed.splitlines():
+        file = unquote(_field(line)[1])
+        if ".orig.tar." in file:
+            version, _, suffix = file.partition("_")[2].partition(".orig.")
+            packages.append(_package(f"{name}.orig.{suffix}", version, line))
+    return _now(packages)
+
+
+def _package(name: str, version: str, line: str) -> Package:
+    url, _, size, digest = _field(line)
+    archive, path = re.sub(r"^https?://[^/]+/", "", unquote(url)).split("/", 1)
+    sha256 = digest.removeprefix("SHA256:")
+    return Package(name=name, version=version, archive=archive, path=path, size=int(size), sha256=sha256)
+
+
+def _now(packages: Sequence[Package]) -> Lock:
     return Lock(snapshot=datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"), packages=tuple(packages))
 
 
@@ -156,7 +170,8 @@ def members(package: Path) -> Iterator[tuple[str, tarfile.TarInfo, bytes]]:
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         for member in archive:
             name = merged(member.name)
-            if name:
+            # Newer releases bring the links of the merged system themselves.
+            if name and not (member.issym() and name in _MERGED):
                 content = archive.extractfile(member) if member.isfile() or member.islnk() else None
                 yield name, member, content.read() if content is not None else b""
 
@@ -202,8 +217,10 @@ def _object(value: object, what: str) -> strict_json.Fields:
     return strict_json.Fields(value, what)
 
 
-def _private_apt(folder: Path, suite: str) -> dict[str, str]:
-    """An apt of its own for one suite, so that nothing of it reaches the system's."""
+def _private_apt(folder: Path, suite: str, *, kind: str = "deb") -> dict[str, str]:
+    """An apt of its own for one suite, so that nothing of it reaches the system's; raises UsageError without apt."""
+    if shutil.which("apt-get") is None or not Path(KEYRING).exists():
+        raise UsageError("making a lock needs apt and Debian's keyring", hint="Use a lock made on a Debian machine.")
     for each in (
         "etc/apt/apt.conf.d",
         "etc/apt/preferences.d",
@@ -216,9 +233,9 @@ def _private_apt(folder: Path, suite: str) -> dict[str, str]:
     mirror = os.environ.get("CLOISTER_DEBIAN_MIRROR", MIRROR).rstrip("/")
     # A mirror that lags behind is refused as expired; the signatures are checked all the same.
     options = f"[check-valid-until=no signed-by={KEYRING}]"
-    sources = [f"deb {options} {mirror}/debian {suite} main"]
+    sources = [f"{kind} {options} {mirror}/debian {suite} main"]
     if suite not in ("sid", "unstable") and not suite.endswith("-backports"):
-        sources.append(f"deb {options} {mirror}/debian-security {suite}-security main")
+        sources.append(f"{kind} {options} {mirror}/debian-security {suite}-security main")
     (folder / "etc/apt/sources.list").write_text("\n".join(sources) + "\n")
     (folder / "apt.conf").write_text(
         f'Dir "{folder}";\nDir::State "{folder}";\nDir::State::status "{folder}/status";\n'

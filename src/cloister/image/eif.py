@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import IntEnum
 
 import cbor2
@@ -27,6 +28,8 @@ from cloister.wire import cbor, cose
 
 MAGIC, VERSION = b".eif", 4
 MAX_SECTIONS = 32
+#: The only flag of a header.
+ARM64 = 1
 HEADER = struct.Struct(">4sHHQQHH32Q32QII")
 SECTION = struct.Struct(">HHQ")
 #: nitro-cli takes no more either.
@@ -43,6 +46,9 @@ class Kind(IntEnum):
     RAMDISK = 3
     SIGNATURE = 4
     METADATA = 5
+
+
+_KINDS = frozenset(Kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +103,12 @@ class Image:
                 "the image's signature is over another PCR0", hint="The image was changed after signing."
             )
 
+    def check_signer(self, now: datetime) -> None:
+        """Raises NotGenuineError unless the signer's certificate is valid at `now` (aware), as nitro-cli demands."""
+        certificate = self.certificate
+        if certificate is None or not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+            raise NotGenuineError("the signer's certificate is not valid now", hint="Sign the image with a new one.")
+
 
 _ALGORITHMS: dict[str, tuple[int, HashAlgorithm, int]] = {
     "secp256r1": (-7, SHA256(), 32),
@@ -124,7 +136,7 @@ def write(image: Image) -> bytes:
     header = HEADER.pack(
         MAGIC,
         VERSION,
-        int(image.arm64),
+        ARM64 if image.arm64 else 0,
         image.default_memory,
         image.default_cpus,
         0,
@@ -141,32 +153,44 @@ def write(image: Image) -> bytes:
 
 
 def parse(data: bytes) -> Image:
-    """The image in `data`; raises MalformedError. Sections may not overlap, leave gaps or, but for ramdisks, repeat."""
+    """The image in `data`; raises MalformedError.
+
+    Sections may not overlap, leave gaps or, but for ramdisks, repeat. The measured ones are in AWS's order (kernel,
+    command line, ramdisks), because the registers are over the sections as the file has them: nitro-cli and QEMU would
+    measure another order otherwise than `measure.registers`. Flags and fields without a meaning are zero.
+    """
+    if len(data) > MAX_BYTES:
+        raise MalformedError("the image is longer than nitro-cli takes")
     if len(data) < HEADER.size or data[:4] != MAGIC:
         raise MalformedError(
             "not an enclave image file", hint="It should have been made by cloister build or nitro-cli."
         )
-    _, version, flags, memory, cpus, _, count, *rest = HEADER.unpack_from(data)
+    _, version, flags, memory, cpus, reserved, count, *rest = HEADER.unpack_from(data)
     if not 2 <= version <= VERSION:
         raise MalformedError(f"enclave image files of version {version} are not known")
     if not 0 < count <= MAX_SECTIONS:
         raise MalformedError("the image's section count is out of range")
     offsets, sizes, crc = rest[:count], rest[MAX_SECTIONS : MAX_SECTIONS + count], rest[-1]
+    unused = [*rest[count:MAX_SECTIONS], *rest[MAX_SECTIONS + count : -1]]
+    if flags & ~ARM64 or reserved or any(unused):
+        raise MalformedError("the image's header has flags or fields that are not known")
     if zlib.crc32(data[HEADER.size :], zlib.crc32(data[:_CRC_AT])) != crc:
         raise MalformedError("the image's checksum is wrong", hint="It was damaged on the way; fetch it again.")
     found: dict[Kind, list[bytes]] = {kind: [] for kind in Kind}
+    order: list[Kind] = []
     at = HEADER.size
     for offset, size in zip(offsets, sizes, strict=True):
         if offset != at or at + SECTION.size > len(data):
             raise MalformedError("the image's sections overlap or leave gaps")
-        kind, _, length = SECTION.unpack_from(data, at)
+        number, marks, length = SECTION.unpack_from(data, at)
         at += SECTION.size
         if length != size or at + length > len(data):
             raise MalformedError("an image section is longer than the file says")
-        try:
-            found[Kind(kind)].append(data[at : at + length])
-        except ValueError:
-            raise MalformedError("the image has a section of an unknown type") from None
+        if number not in _KINDS or marks:
+            raise MalformedError("the image has a section of an unknown type or with flags")
+        kind = Kind(number)
+        found[kind].append(data[at : at + length])
+        order.append(kind)
         at += length
     if at != len(data):
         raise MalformedError("the image goes on after its last section")
@@ -174,6 +198,9 @@ def parse(data: bytes) -> Image:
         raise MalformedError("an image needs one kernel, one command line and a ramdisk")
     if len(found[Kind.METADATA]) > 1 or len(found[Kind.SIGNATURE]) > 1:
         raise MalformedError("the image has two metadata or signature sections")
+    measured = [kind for kind in order if kind in (Kind.KERNEL, Kind.CMDLINE, Kind.RAMDISK)]
+    if measured != sorted(measured):
+        raise MalformedError("the image's kernel, command line and ramdisks are in another order")
     return Image(
         kernel=found[Kind.KERNEL][0],
         cmdline=found[Kind.CMDLINE][0],
@@ -182,7 +209,7 @@ def parse(data: bytes) -> Image:
         signature=b"".join(found[Kind.SIGNATURE]),
         default_memory=memory,
         default_cpus=cpus,
-        arm64=bool(flags & 1),
+        arm64=bool(flags & ARM64),
     )
 
 

@@ -112,9 +112,21 @@ _PLATFORMS = (
 
 def build(config: ImageConfig, lock: debian.Lock) -> Tree:
     """The whole tree for one configuration; raises UsageError, UndecidedError or MalformedError."""
+    tree = system(lock)
+    configure(tree, config, lock)
+    return tree
+
+
+def system(lock: debian.Lock) -> Tree:
+    """What all images of a lock share: Debian's part, the wheels, this package; raises as `build`."""
     base = _base(lock)
     tree = _from_folder(base)
     _add_package(tree, base)
+    return tree
+
+
+def configure(tree: Tree, config: ImageConfig, lock: debian.Lock) -> None:
+    """Add one image's own files: configuration, roots, model; raises as `build`."""
     tree.file("etc/cloister/replica.json", config.replica())
     match config.release:
         case KmsSettings(roots=roots):
@@ -128,7 +140,6 @@ def build(config: ImageConfig, lock: debian.Lock) -> Tree:
     for name in ("dev", "proc", "sys", "run", "var"):
         tree.directory(name)
     tree.directory("tmp", 0o1777)
-    return tree
 
 
 def requirements() -> bytes:

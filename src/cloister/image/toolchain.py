@@ -30,16 +30,15 @@ exec chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin LC_ALL=C.UTF-8 "$@"
 """
 
 
-def lock() -> debian.Lock:
-    """The pinned compiler and kernel source."""
-    return debian.Lock.from_json(resources.files("cloister.image").joinpath("toolchain.lock.json").read_bytes())
+def lock(name: str = "toolchain", package: str = "cloister.image") -> debian.Lock:
+    """What a package of this program pins under a name; without one, the compiler and the kernel's source."""
+    return debian.Lock.from_json(resources.files(package).joinpath(f"{name}.lock.json").read_bytes())
 
 
-def run(work: Path, command: Sequence[str], *, timeout: float) -> None:
-    """Run a command inside the toolchain with `work` at /work; raises UsageError or UndecidedError."""
+def run(root: Path, work: Path, command: Sequence[str], *, timeout: float) -> None:
+    """Run a command inside the system at `root` with `work` at /work; raises UsageError or UndecidedError."""
     if shutil.which("unshare") is None:
-        raise UsageError("compiling an image's kernel needs Linux namespaces (unshare)", hint="Install util-linux.")
-    root = debian.unpack(lock(), "toolchain")
+        raise UsageError("compiling needs Linux namespaces (unshare)", hint="Install util-linux.")
     mapped = [] if os.geteuid() == 0 else ["--map-root-user"]
     try:
         done = subprocess.run(  # noqa: S603 - our own command inside our own folder
@@ -58,18 +57,25 @@ def run(work: Path, command: Sequence[str], *, timeout: float) -> None:
 
 @dataclass(frozen=True)
 class Product:
-    """One thing to compile: its sources (files of this folder), the command inside the toolchain, what comes out."""
+    """One thing to compile: its sources (files of a package), the command inside the toolchain, what comes out."""
 
     name: str
     sources: tuple[str, ...]
     command: tuple[str, ...]
     output: str
     timeout: float
+    #: Where the sources and the locks are.
+    package: str = "cloister.image"
+    #: The lock of the system that it is compiled in.
+    toolchain: str = "toolchain"
+    #: The lock of the archives that lie beside the sources under their names.
+    archives: str | None = None
 
     @property
     def digest(self) -> str:
         """Hex SHA-256 over everything that decides the output."""
-        digest = hashlib.sha256("\0".join([lock().digest, *self.command]).encode("utf-8"))
+        locks = [lock(name, self.package).digest for name in (self.toolchain, self.archives) if name is not None]
+        digest = hashlib.sha256("\0".join([*locks, *self.command]).encode("utf-8"))
         for file, data in self._read():
             digest.update(file.encode("ascii") + b"\0" + hashlib.sha256(data).digest())
         return digest.hexdigest()
@@ -84,14 +90,24 @@ class Product:
         def fill(folder: Path) -> None:
             for file, data in self._read():
                 (folder / file).write_bytes(data)
-            run(folder, self.command, timeout=self.timeout)
-            for each in ("linux", "out"):
-                shutil.rmtree(folder / each, ignore_errors=True)
+            archives = [] if self.archives is None else list(debian.fetch(lock(self.archives, self.package)))
+            for archive, path in archives:
+                shutil.copyfile(path, folder / archive.name)
+            run(self.system(), folder, self.command, timeout=self.timeout)
+            for archive, _ in archives:
+                (folder / archive.name).unlink()
+            for each in folder.iterdir():
+                if each.is_dir():
+                    shutil.rmtree(each)
 
         return cache.folder(self.name, self.digest, fill) / self.output
 
+    def system(self) -> Path:
+        """The unpacked toolchain; raises UndecidedError."""
+        return debian.unpack(lock(self.toolchain, self.package), self.toolchain)
+
     def _read(self) -> list[tuple[str, bytes]]:
-        return [(file, resources.files("cloister.image").joinpath(file).read_bytes()) for file in sorted(self.sources)]
+        return [(file, resources.files(self.package).joinpath(file).read_bytes()) for file in sorted(self.sources)]
 
 
 #: The small kernel: some minutes the first time.

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -98,21 +99,21 @@ def argv(qemu: Qemu, machine: Machine) -> list[str]:
         "-m", f"{machine.memory_mib}M", "-smp", str(machine.cpus),
         "-accel", machine.acceleration, "-cpu", "host" if kvm else "max",
         "-kernel", str(machine.kernel), "-append", machine.cmdline,
-        "-chardev", f"file,id=console,path={_escaped(machine.console)}", "-serial", "chardev:console",
+        "-chardev", f"file,id=console,path={escaped(machine.console)}", "-serial", "chardev:console",
     ]  # fmt: skip
     if machine.initrd is not None:
         words += ["-initrd", str(machine.initrd)]
     if machine.vsock_socket is not None:
-        words += ["-chardev", f"socket,id=vsock,path={_escaped(machine.vsock_socket)}"]
+        words += ["-chardev", f"socket,id=vsock,path={escaped(machine.vsock_socket)}"]
         words += ["-device", "vhost-user-vsock-device,chardev=vsock"]
     if machine.nsm_socket is not None:
-        words += ["-chardev", f"socket,id=nsm,path={_escaped(machine.nsm_socket)}"]
+        words += ["-chardev", f"socket,id=nsm,path={escaped(machine.nsm_socket)}"]
         words += ["-device", f"vhost-user-test-device,virtio-id={VIRTIO_ID},num_vqs=1,vq_size=8,chardev=nsm"]
     return words
 
 
-def _escaped(path: Path) -> str:
-    """In an option's value a comma is written twice."""
+def escaped(path: Path) -> str:
+    """A path in an option's value, where a comma is written twice."""
     return str(path).replace(",", ",,")
 
 
@@ -124,14 +125,14 @@ class Guest:
         self.process = process
 
     @classmethod
-    def start(cls, qemu: Qemu, machine: Machine) -> Guest:
+    def start(cls, qemu: Qemu, machine: Machine, words: Callable[[Qemu, Machine], list[str]] = argv) -> Guest:
         """Start it; raises UsageError when the program is not there."""
         try:
-            with machine.words.open("wb") as words:
+            with machine.words.open("wb") as output:
                 process = subprocess.Popen(  # noqa: S603 - the caller's own QEMU
-                    argv(qemu, machine),
+                    words(qemu, machine),
                     stdin=subprocess.DEVNULL,
-                    stdout=words,
+                    stdout=output,
                     stderr=subprocess.STDOUT,
                     env=qemu.environment(),
                 )
