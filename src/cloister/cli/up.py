@@ -58,6 +58,13 @@ def up(
     cid: Annotated[int | None, typer.Option(help="The enclave's vsock context identifier; default a free one.")] = None,
     capture: Annotated[Path | None, typer.Option(help="Keep all that the parent sees in this folder.")] = None,
     debug: Annotated[bool, typer.Option(help="Nitro's debug mode: evidence that every policy refuses.")] = False,
+    resolve: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:PORT=HOST:PORT",
+            help="Where an allowed name leads instead of its public address: a private endpoint, a broker here.",
+        ),
+    ] = None,
     supervise: Annotated[bool, typer.Option(help="Start enclave and agent again when they end.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One line of JSON when it serves.")] = False,
 ) -> None:
@@ -106,6 +113,10 @@ def up(
             serves["egress"] = list(chosen.egress)
         if launch.weights:
             serves |= {"store": str(shelf), **machine.release(chosen, built, config.parent)}
+        if resolve:
+            led = serves.get("resolve", {})
+            assert isinstance(led, Mapping)
+            serves["resolve"] = {**led, **_resolved(resolve, chosen.egress)}
         if supervise:
             serves["enclave"] = _enclave(machine, launch, home)
         url = _agent(home, {"listen": listen, **machine.reach(launch), **_capture(capture), **serves})
@@ -158,6 +169,18 @@ def _weights(chosen: ImageConfig, shelf: Path) -> int:
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}", hint="cloister seal makes it; see --store.") from None
     return manifest.read(head, Ed25519PublicKey.from_public_bytes(chosen.model.owner)).manifest.size
+
+
+def _resolved(entries: list[str], egress: tuple[str, ...]) -> dict[str, str]:
+    """NAME:PORT=HOST:PORT as a mapping; only for what the measured image may reach."""
+    found = dict(entry.partition("=")[::2] for entry in entries)
+    for name, address in found.items():
+        if name not in egress or not address:
+            raise UsageError(
+                "--resolve names an address that the image may not reach, or leads nowhere",
+                hint=f"NAME:PORT=HOST:PORT with NAME:PORT out of: {', '.join(egress) or 'nothing'}.",
+            )
+    return found
 
 
 def _capture(path: Path | None) -> dict[str, object]:
@@ -244,11 +267,11 @@ def _gone(machine: Platform, name: str) -> bool:
 
 
 def _last_words(machine: Platform, name: str) -> str:
-    """The last line of its init or replica, where there is a console; the kernel's own are of no help."""
-    said: list[str] = []
+    """The replica's last line, else its init's, where there is a console; the kernel's own are of no help."""
+    said: dict[str, str] = {}
     with contextlib.suppress(CloisterError):
-        said = [line for line in machine.console(name) if line.startswith(("init: ", "cloister: "))]
-    return said[-1] if said else "no word from its init"
+        said = {line.partition(":")[0]: line for line in machine.console(name)}
+    return said.get("cloister") or said.get("init") or "no word from its init"
 
 
 def _policy(

@@ -12,7 +12,7 @@ from pathlib import Path
 from cloister.errors import UndecidedError, UsageError
 from cloister.image import eif
 from cloister.image.built import Built
-from cloister.image.config import ImageConfig, KmsSettings
+from cloister.image.config import BrokerSettings, ImageConfig, KmsSettings
 from cloister.platforms.platform import Launch, Running
 from cloister.platforms.qemu_nitro import lab, qemu
 from cloister.platforms.qemu_nitro.project import HOST, Project
@@ -58,7 +58,12 @@ class QemuNitro:
         return {"uds": str(self.uds(launch.name)), "heartbeat": True}
 
     def release(self, config: ImageConfig, built: Built, project: Path) -> Mapping[str, object]:
-        """Start the project's SIMULATED KMS, allow this build; its credentials, and where KMS's name leads."""
+        """Start the project's SIMULATED KMS, allow this build; its credentials, and where KMS's name leads.
+
+        A key broker runs by itself, and its owner decides what it grants.
+        """
+        if isinstance(config.release, BrokerSettings):
+            return {}
         lab_project = Project(project.absolute())
         if not isinstance(config.release, KmsSettings) or not lab_project.kms.exists():
             raise UsageError(
