@@ -121,7 +121,9 @@ def test_simulated_evidence_is_refused_and_nothing_stays(instance: Instance) -> 
     assert instance.enclaves() == []
     assert instance.free_pages() == 512
     assert not (instance.state / "policy.toml").exists()
-    assert tomllib.loads((instance.state / "host.toml").read_text()) == {"listen": "127.0.0.1:0", "cid": 16}
+    assert tomllib.loads((instance.state / "host.toml").read_text()) == {
+        "listen": "127.0.0.1:0", "cid": 16, "name": "notes", "telemetry": True, "drain_seconds": 3.0,
+    }  # fmt: skip
     # It came that far: nitro-cli reported the enclave, and its evidence reached us through the agent.
     assert "Started enclave with enclave-cid: 16" in (instance.state / "nitro-cli.log").read_text()
 
@@ -243,7 +245,7 @@ def test_a_sealed_model_gets_store_egress_and_the_instance_s_credentials(instanc
     assert instance.up().returncode == 4
     assert tomllib.loads((instance.state / "host.toml").read_text()) == {
         "listen": "127.0.0.1:0", "cid": 16, "store": str(store), "credentials": "instance",
-        "egress": ["kms.eu-west-1.amazonaws.com:443"],
+        "egress": ["kms.eu-west-1.amazonaws.com:443"], "name": "notes", "telemetry": True, "drain_seconds": 3.0,
     }  # fmt: skip
 
 
