@@ -41,8 +41,8 @@ def test_every_rule_has_a_hole_to_name_and_only_some_can_be_waived() -> None:
     assert "nitro.measurement" not in error.message
     without = re.sub(r"\[\[nitro.measurement\]\]\n.*\n", "", MINIMAL)
     assert "nitro.measurement ([[nitro.measurement]]" in _refused(without).message
-    for rule, example in document.RULES.items():
-        assert f"{rule} ({example})" in error.message
+    for rule, shared in document.RULES.items():
+        assert f"{rule} ({shared.example})" in error.message
     assert all(rule in error.hint for rule in checks.WAIVABLE)
     assert set(checks.WAIVABLE) < set(document.RULES)
     assert set(checks.WAIVABLE.values()) < checks.REQUIRED["key"]
