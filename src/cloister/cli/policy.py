@@ -165,7 +165,7 @@ def _told(answer: Answer) -> Text:
     if answer.effect is Effect.ABSENT:
         return text.append("\n  not about the formats of this policy", style="dim")
     lines = [f"by {', '.join(answer.by)}"] if answer.by else []
-    lines += [f"weakened: {rule} {why}" for rule, why in answer.gaps.items()]
+    lines += [f"weakened: {rule} ({why})" for rule, why in answer.gaps.items()]
     lines += [f"no rule of {', '.join(answer.bare)} is about it"] if answer.bare else []
     lines.append(f"no verifier sees {attack.unseen}")
     lines += [f"not sure: {attack.uncertain}"] if attack.uncertain else []

@@ -165,7 +165,7 @@ def _answer(attack: Attack, policy: Policy, demands: tuple[Demand, ...]) -> Answ
         if demand.reason is not None:
             gaps[defence.rule] = f"waived: {demand.reason}"
         elif not defence.holds(demand.value):
-            gaps[defence.rule] = "; ".join(filter(None, (gaps.get(defence.rule), f"must say that {defence.wants}")))
+            gaps[defence.rule] = "; ".join(filter(None, (gaps.get(defence.rule), f"wanted: {defence.wants}")))
         elif defence.rule not in by:
             by.append(defence.rule)
     bare = tuple(name for name in mine if not any(each.rule.startswith(f"{name}.") for each in defences))
