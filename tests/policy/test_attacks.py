@@ -199,4 +199,5 @@ def test_every_rule_is_explained_with_what_it_demands() -> None:
     assert "alias_check required" in told["snp.platform_info"]
     assert told["freshness.max_age_seconds"] == "demands 300"
     assert words([{"label": "release 1", "pcr0": "01" * 48}, True]) == "release 1 or yes"
+    assert words(["550\x1b[2J"]) == "550�[2J"
     assert (plain("12-13. Two"), plain("e.g. no number")) == ("Two", "e.g. no number")

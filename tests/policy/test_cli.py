@@ -164,6 +164,7 @@ def test_explain_says_what_is_demanded_waived_and_attacked(file: Path) -> None:
     told = json.loads(run("explain", file, "--json").stdout)
     assert told["schema"] == "cloister-policy-explained/1"
     assert told["simulated_allowed"] is False
+    assert told["assumes"] in text.stdout.replace("\n", " ")
     assert next(each["effect"] for each in told["attacks"] if each["id"] == "milan") == "covered"
     assert {each["rule"]: each["waived"] for each in told["rules"]}["snp.host_data"] is True
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from cloister.cli import show
 from cloister.errors import MalformedError, PolicyDocumentError, UsageError
 from cloister.policy import profiles
-from cloister.policy.explain import Answer, Effect, Explanation, explain
+from cloister.policy.explain import ASSUMES, Answer, Effect, Explanation, explain
 from cloister.policy.kms import KeyPolicy, from_measurements
 from cloister.policy.survey import State, Survey, survey
 from cloister.wire import strict_json
@@ -156,6 +156,7 @@ def _show_explanation(found: Explanation) -> None:
     for answer in found.answers:
         table.add_row(Text(answer.effect, style=_EFFECTS[answer.effect]), _told(answer))
     show.stdout.print(table)
+    show.stdout.print(Text(f"All of this assumes that {ASSUMES}.", style="bold"))
     show.stdout.print(Text("What each needs, and our sources: docs/attacks.md", style="dim"))
 
 

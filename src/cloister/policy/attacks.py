@@ -157,7 +157,7 @@ ATTACKS: tuple[Attack, ...] = (
             _bit("guest_policy", "smt", "forbidden"),
         ),
         cured=True,
-        unseen="with SMT on: what the sibling thread does",
+        unseen="what the sibling thread does while SMT is on",
         uncertain="whether AMD's patch alone cures it, or only SMT off does",
     ),
     Attack(
@@ -195,7 +195,7 @@ ATTACKS: tuple[Attack, ...] = (
         needs="software on the host",
         defences=(_without("snp.products", "Milan"),),
         cured=True,
-        unseen="on Milan: whether a report was forged; it can state any TCB",
+        unseen="whether a report of a Milan machine was forged; it can state any TCB",
         uncertain="whether a VLEK of a Milan machine is safe",
     ),
     Attack(

@@ -14,6 +14,8 @@ from cloister.tee import registry
 from cloister.wire import toml
 
 SCHEMA = "cloister-policy-explained/1"
+#: What nobody can read off a document.
+ASSUMES = "every minimum is the number that the vendor's bulletin or today's collateral names"
 _LONG = 24
 
 
@@ -84,6 +86,7 @@ class Explanation:
                 }
                 for each in self.demands
             ],
+            "assumes": ASSUMES,
             "attacks": [
                 {
                     "id": each.attack.id,
@@ -128,7 +131,10 @@ def words(value: object) -> str:
         case bool():
             return "yes" if value else "no"
         case str():
-            return f"{value[:16]}…" if len(value) > _LONG and not set(value) - set("0123456789abcdef") else value
+            if len(value) > _LONG and not set(value) - set("0123456789abcdef"):
+                return f"{value[:16]}…"
+            # Somebody else's policy must not move the terminal's cursor.
+            return "".join(each if each.isprintable() else "�" for each in value)
         case list():
             return " or ".join(map(words, value))
         case Mapping() if "label" in value:
