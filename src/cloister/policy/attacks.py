@@ -26,8 +26,8 @@ class Defence:
 class Attack:
     """One published attack, or a class of them.
 
-    `hits` names formats of evidence. `cured` says that evidence which passes all the defences comes from a machine that
-    is not open to it; otherwise they only narrow it down. `always` are checks that no policy can waive. Where a format
+    `hits` names formats of evidence. `cured` are those of which evidence that passes all the defences comes from a machine
+    that is not open to it; for others they only narrow it down. `always` are checks that no policy can waive. Where a format
     is hit and has no defence here, no verifier can see it.
     """
 
@@ -38,7 +38,7 @@ class Attack:
     hits: tuple[str, ...]
     needs: str
     defences: tuple[Defence, ...] = ()
-    cured: bool = False
+    cured: tuple[str, ...] = ()
     always: tuple[str, ...] = ()
     unseen: str
     uncertain: str = ""
@@ -118,7 +118,7 @@ ATTACKS: tuple[Attack, ...] = (
         hits=("snp",),
         needs="a short time at the machine, or its BIOS",
         defences=(_bit("platform_info", "alias_check", "required"), _MINIMUM, _COMMITTED),
-        cured=True,
+        cured=("snp",),
         unseen="an alias that appears after boot (Battering RAM)",
     ),
     Attack(
@@ -129,7 +129,7 @@ ATTACKS: tuple[Attack, ...] = (
         hits=("snp",),
         needs="ring 0 on the host",
         defences=(_MINIMUM, _COMMITTED),
-        cured=True,
+        cured=("snp",),
         unseen="what a processor loaded before its firmware was updated",
     ),
     Attack(
@@ -140,7 +140,7 @@ ATTACKS: tuple[Attack, ...] = (
         hits=("snp",),
         needs="the hypervisor, Zen 3",
         defences=(_MINIMUM, _COMMITTED),
-        cured=True,
+        cured=("snp",),
         unseen="which microcode ran before",
     ),
     Attack(
@@ -156,7 +156,7 @@ ATTACKS: tuple[Attack, ...] = (
             _bit("platform_info", "smt", "forbidden"),
             _bit("guest_policy", "smt", "forbidden"),
         ),
-        cured=True,
+        cured=("snp",),
         unseen="what the sibling thread does while SMT is on",
         uncertain="whether AMD's patch alone cures it, or only SMT off does",
     ),
@@ -194,7 +194,7 @@ ATTACKS: tuple[Attack, ...] = (
         hits=("snp",),
         needs="software on the host",
         defences=(_without("snp.products", "Milan"),),
-        cured=True,
+        cured=("snp",),
         unseen="whether a report of a Milan machine was forged; it can state any TCB",
         uncertain="whether a VLEK of a Milan machine is safe",
     ),
@@ -213,7 +213,7 @@ ATTACKS: tuple[Attack, ...] = (
             _zero("tdx.mrsignerseam"),
             _stated("ita.policies"),
         ),
-        cured=True,
+        cured=("tdx",),
         unseen="bugs that nobody has reported yet",
         uncertain="the year",
     ),

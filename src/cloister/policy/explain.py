@@ -196,4 +196,4 @@ def _effect(attack: Attack, mine: list[str], bare: tuple[str, ...], gaps: Mappin
     # A rule that all formats share stands for each of them.
     if not by or (bare and not set(by) & {*RULES, *attack.always}):
         return Effect.UNSEEN
-    return Effect.COVERED if attack.cured and not bare else Effect.NARROWED
+    return Effect.COVERED if set(mine) <= set(attack.cured) and not bare else Effect.NARROWED
