@@ -26,9 +26,9 @@ class Defence:
 class Attack:
     """One published attack, or a class of them.
 
-    `hits` names formats of evidence. `cured` are those of which evidence that passes all the defences comes from a machine
-    that is not open to it; for others they only narrow it down. `always` are checks that no policy can waive. Where a format
-    is hit and has no defence here, no verifier can see it.
+    `hits` names formats of evidence. `cured` are those of which evidence that passes all the defences comes from a
+    machine that is not open to it; for others they only narrow it down. `always` are checks that no policy can waive.
+    Where a format is hit and has no defence here, no verifier can see it.
     """
 
     id: str
