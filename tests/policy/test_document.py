@@ -41,8 +41,8 @@ def test_every_rule_has_a_hole_to_name_and_only_some_can_be_waived() -> None:
     assert "nitro.measurement" not in error.message
     without = re.sub(r"\[\[nitro.measurement\]\]\n.*\n", "", MINIMAL)
     assert "nitro.measurement ([[nitro.measurement]]" in _refused(without).message
-    for rule, example in document.RULES.items():
-        assert f"{rule} ({example})" in error.message
+    for rule, shared in document.RULES.items():
+        assert f"{rule} ({shared.example})" in error.message
     assert all(rule in error.hint for rule in checks.WAIVABLE)
     assert set(checks.WAIVABLE) < set(document.RULES)
     assert set(checks.WAIVABLE.values()) < checks.REQUIRED["key"]
@@ -212,3 +212,12 @@ def test_no_draft_for_a_debug_enclave_or_none() -> None:
             _draft(measurements=measurements)
     with pytest.raises(PolicyDocumentError):
         _draft(model_sha256='"]\n[x]')
+
+
+def test_places_to_fill_in_are_found_wherever_they_stand() -> None:
+    deep = "a." * 3_000 + 'a = "FILL IN"\n'
+    error = _refused(MINIMAL.replace('name = "minimal"', f'{deep}name = "FILL IN: later"', 1))
+    assert error.message.startswith("the policy has places to fill in: a.a.a.")
+    assert error.message.endswith(".a, name")
+    # Not a place: the words stand inside.
+    Policy.from_toml(MINIMAL.replace('"minimal"', '"do not FILL IN"').encode())

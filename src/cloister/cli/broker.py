@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from cloister.cli import show
-from cloister.cli.policy_kms import read_measurements
+from cloister.cli.policy import read_measurements
 from cloister.errors import PolicyDocumentError, UsageError
 
 app = typer.Typer(

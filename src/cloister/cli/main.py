@@ -13,7 +13,7 @@ from cloister.cli.demo import demo
 from cloister.cli.enclaves import down, logs, status
 from cloister.cli.inspect import inspect
 from cloister.cli.lab import lab
-from cloister.cli.policy_kms import app as policy
+from cloister.cli.policy import app as policy
 from cloister.cli.relay import relay
 from cloister.cli.seal import owner, seal, sealed
 from cloister.cli.serve import serve

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -28,19 +28,84 @@ SCOPES = ("replica", "fleet")
 #: The format whose evidence can be simulated.
 SIMULATED = "nitro"
 
-#: Every rule that all formats share, in the order in which holes are named, with an example of stating it. The rules of
-#: the accepted formats come after `tee.accept`.
-RULES: Mapping[str, str] = {
-    "name": 'name = "…"',
-    "tee.accept": '[tee] accept = ["nitro"]',
-    "freshness.max_age_seconds": "[freshness] max_age_seconds = 300",
-    "freshness.max_clock_skew_seconds": "[freshness] max_clock_skew_seconds = 60",
-    "freshness.reverify_after_seconds": "[freshness] reverify_after_seconds = 3600",
-    "freshness.challenge": '[freshness] challenge = "required"',
-    "model.sha256": '[model] sha256 = ["…"]',
-    "config.sha256": '[config] sha256 = ["…"]',
-    "key.scope": '[key] scope = ["replica"]',
+#: How a place begins that a profile leaves to whoever uses it; no policy holds one.
+FILL_IN = "FILL IN"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """A rule that all formats share; `read` takes its section, or the whole document for a rule without one."""
+
+    title: str
+    example: str
+    read: Callable[[toml.Table], Any]
+
+
+def _challenge(fresh: toml.Table) -> str | None:
+    challenge = fresh.text("challenge")
+    if challenge not in (None, "required"):
+        raise PolicyDocumentError(
+            'freshness.challenge can only be "required"', hint="To go without it, waive freshness.challenge."
+        )
+    return challenge
+
+
+def _scope(key: toml.Table) -> tuple[str, ...] | None:
+    scopes = key.texts("scope")
+    if not set(scopes or ()) <= set(SCOPES):
+        raise PolicyDocumentError('key.scope may hold "replica" and "fleet"', hint="Most policies want replica.")
+    return scopes
+
+
+#: In the order in which holes are named. The rules of the accepted formats come after `tee.accept`.
+RULES: Mapping[str, Shared] = {
+    "name": Shared(
+        title="What every verdict calls the policy",
+        example='name = "…"',
+        read=lambda root: root.line("name") or None,
+    ),
+    "tee.accept": Shared(
+        title="Formats of evidence of which one is enough",
+        example='[tee] accept = ["nitro"]',
+        read=lambda tee: tee.texts("accept"),
+    ),
+    "freshness.max_age_seconds": Shared(
+        title="The evidence is not older, where it says when it was signed",
+        example="[freshness] max_age_seconds = 300",
+        read=lambda fresh: fresh.seconds("max_age_seconds", 1, MAX_AGE),
+    ),
+    "freshness.max_clock_skew_seconds": Shared(
+        title="Nothing lies further in the future by this machine's clock",
+        example="[freshness] max_clock_skew_seconds = 60",
+        read=lambda fresh: fresh.seconds("max_clock_skew_seconds", 0, MAX_SKEW),
+    ),
+    "freshness.reverify_after_seconds": Shared(
+        title="A verified key is used no longer before evidence is fetched again",
+        example="[freshness] reverify_after_seconds = 3600",
+        read=lambda fresh: fresh.seconds("reverify_after_seconds", 1, MAX_REVERIFY),
+    ),
+    "freshness.challenge": Shared(
+        title="The evidence answers this client's own nonce",
+        example='[freshness] challenge = "required"',
+        read=_challenge,
+    ),
+    "model.sha256": Shared(
+        title="The replica serves a model file that the policy names",
+        example='[model] sha256 = ["…"]',
+        read=lambda model: model.digests("sha256"),
+    ),
+    "config.sha256": Shared(
+        title="The replica runs a configuration that the policy names",
+        example='[config] sha256 = ["…"]',
+        read=lambda config: config.digests("sha256"),
+    ),
+    "key.scope": Shared(
+        title="The key belongs to whom the policy expects",
+        example='[key] scope = ["replica"]',
+        read=_scope,
+    ),
 }
+SECTIONS = ("tee", "freshness", "model", "config", "key")
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+\n-----END CERTIFICATE-----\Z")
 
 
@@ -190,13 +255,38 @@ def simulated_root(tee: toml.Table, *, allow_simulated: bool) -> str | None:
     return None if pem is None else pem.strip() + "\n"
 
 
+def unfilled(root: toml.Table) -> tuple[str, ...]:
+    """The paths of all places that are left to be filled in, in no particular order."""
+    found = list[str]()
+    # Not by recursion: dotted keys nest as deep as the document is long.
+    stack: list[tuple[str, object]] = [(root.path, root.members)]
+    while stack:
+        path, value = stack.pop()
+        if isinstance(value, dict):
+            stack += [(toml.Table(value, path).name(key), each) for key, each in value.items()]
+        elif isinstance(value, list):
+            stack += [(f"{path}[{at}]", each) for at, each in enumerate(value)]
+        elif isinstance(value, str) and value.startswith(FILL_IN):
+            found.append(path)
+    return tuple(sorted(found))
+
+
+def chosen(tee: toml.Table) -> tuple[tuple[Format, ...], tuple[Format, ...], tuple[Format, ...]]:
+    """The formats that are accepted, that these may hold, and that vouch for GPUs; raises PolicyDocumentError."""
+    accepted = _formats(tee, "accept", Role.CPU, Role.RESULT)
+    return accepted, _inside(tee, accepted), _formats(tee, "gpu", Role.GPU)
+
+
 def _read(root: toml.Table, sha256: str) -> Policy:
     if root.text("schema") != SCHEMA:
         raise PolicyDocumentError(f'the policy must begin with schema = "{SCHEMA}"', hint="See docs/policy.md.")
-    name = root.line("name")
-    tee, fresh, model, config, key = (root.table(part) for part in ("tee", "freshness", "model", "config", "key"))
-    accepted = _formats(tee, "accept", Role.CPU, Role.RESULT)
-    inside, gpus = _inside(tee, accepted), _formats(tee, "gpu", Role.GPU)
+    if places := unfilled(root):
+        raise PolicyDocumentError(
+            f"the policy has places to fill in: {', '.join(places)}", hint="The comments beside them say with what."
+        )
+    shared = {part: root.table(part) for part in SECTIONS}
+    tee = shared["tee"]
+    accepted, inside, gpus = chosen(tee)
     formats = (*accepted, *inside, *gpus)
     waivers = _waivers(root, formats)
     allow_simulated = tee.flag("allow_simulated") or False
@@ -205,61 +295,28 @@ def _read(root: toml.Table, sha256: str) -> Policy:
     # Without tee.accept the hole is what to tell, not the tables that nobody reads because of it.
     sections = {name: root.table(name) for name in ([form.name for form in formats] if accepted else FORMATS)}
     demands = {form.name: {rule.name: rule.read(sections[form.name]) for rule in form.rules} for form in formats}
-    max_age = fresh.seconds("max_age_seconds", 1, MAX_AGE)
-    skew = fresh.seconds("max_clock_skew_seconds", 0, MAX_SKEW)
-    reverify = fresh.seconds("reverify_after_seconds", 1, MAX_REVERIFY)
-    challenge = fresh.text("challenge")
-    if challenge not in (None, "required"):
-        raise PolicyDocumentError(
-            'freshness.challenge can only be "required"', hint="To go without it, waive freshness.challenge."
-        )
-    model_sha256, config_sha256, scopes = model.digests("sha256"), config.digests("sha256"), key.texts("scope")
-    for scope in scopes or ():
-        if scope not in SCOPES:
-            raise PolicyDocumentError('key.scope may hold "replica" and "fleet"', hint="Most policies want replica.")
-    for table in (tee, fresh, model, config, key, *(sections.values() if accepted else ()), root):
+    values = {name: rule.read(shared.get(name.partition(".")[0], root)) for name, rule in RULES.items()}
+    for table in (*shared.values(), *(sections.values() if accepted else ()), root):
         table.done()
     stated = {rule_name(form, rule): value for form in formats for rule, value in demands[form.name].items()}
-    _complete(
-        {
-            "name": name or None,
-            "tee.accept": accepted or None,
-            **stated,
-            "freshness.max_age_seconds": max_age,
-            "freshness.max_clock_skew_seconds": skew,
-            "freshness.reverify_after_seconds": reverify,
-            "freshness.challenge": challenge,
-            "model.sha256": model_sha256,
-            "config.sha256": config_sha256,
-            "key.scope": scopes,
-        },
-        waivers,
-        formats,
-    )
-    # What _complete has just made sure of, for the type checker.
-    assert name is not None
-    assert scopes is not None
-    assert max_age is not None
-    assert skew is not None
-    assert reverify is not None
+    _complete({**values, **stated}, waivers, formats)
     return Policy(
-        name=name,
+        name=values["name"],
         tees=tuple(form.name for form in accepted),
         inside=tuple(form.name for form in inside),
         gpus=tuple(form.name for form in gpus),
         demands={
-            form: {rule: value for rule, value in values.items() if value is not None}
-            for form, values in demands.items()
+            form: {rule: value for rule, value in found.items() if value is not None} for form, found in demands.items()
         },
         anchors=anchors,
         allow_simulated=allow_simulated,
-        max_age=max_age,
-        max_clock_skew=skew,
-        reverify_after=reverify,
-        challenge_required=challenge is not None,
-        model_sha256=model_sha256,
-        config_sha256=config_sha256,
-        scopes=scopes,
+        max_age=values["freshness.max_age_seconds"],
+        max_clock_skew=values["freshness.max_clock_skew_seconds"],
+        reverify_after=values["freshness.reverify_after_seconds"],
+        challenge_required=values["freshness.challenge"] is not None,
+        model_sha256=values["model.sha256"],
+        config_sha256=values["config.sha256"],
+        scopes=values["key.scope"],
         waivers=waivers,
         tables={form: section.members for form, section in sections.items() if section.members},
         sha256=sha256,
@@ -270,8 +327,8 @@ def _read(root: toml.Table, sha256: str) -> Policy:
 def _complete(rules: Mapping[str, object], waivers: Mapping[str, str], formats: Iterable[Format]) -> None:
     """Every rule is stated or waived, and none is both."""
     examples, waivable = dict[str, str](), set(WAIVABLE)
-    for rule, example in RULES.items():
-        examples[rule] = example
+    for rule, shared in RULES.items():
+        examples[rule] = shared.example
         if rule == "tee.accept":
             for form in formats:
                 examples |= {rule_name(form, each.name): each.example for each in form.rules}
