@@ -80,11 +80,11 @@ def _tpm_quote(fields: Fields) -> TpmQuote:
     signature = fields.octets("signature", limit=MAX_SIGNATURE)
     values = fields.member("pcrs")
     fields.done()
-    known = {str(index): index for index in range(MAX_PCR)}
-    if not values.names() <= set(known):
+    if not values.names() <= {str(index) for index in range(MAX_PCR)}:
         raise MalformedError(f"{_WHAT}: a PCR without a number from 0 to {MAX_PCR - 1}")
+    indices = sorted(map(int, values.names()))
     return TpmQuote(
-        message=message, signature=signature, pcrs={known[name]: _digest(values, name) for name in values.names()}
+        message=message, signature=signature, pcrs={index: _digest(values, str(index)) for index in indices}
     )
 
 
