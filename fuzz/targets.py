@@ -46,7 +46,7 @@ from cloister.weights import jwe, manifest
 from cloister.weights.kbs import Resource
 from cloister.weights.keys import WrappedKey
 from cloister.wire import bhttp, cbor, cose, strict_json, telemetry
-from fuzz import dcap_targets, nvidia_targets, snp_targets
+from fuzz import azure_targets, dcap_targets, nvidia_targets, snp_targets
 
 
 @dataclass(frozen=True)
@@ -283,6 +283,7 @@ TARGETS: tuple[Target, ...] = (
     *(Target(name, corpus, run) for name, corpus, run in snp_targets.TARGETS),
     *(Target(name, corpus, run) for name, corpus, run in dcap_targets.TARGETS),
     *(Target(name, corpus, run) for name, corpus, run in nvidia_targets.TARGETS),
+    *(Target(name, corpus, run) for name, corpus, run in azure_targets.TARGETS),
 )  # fmt: skip
 
 

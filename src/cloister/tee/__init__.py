@@ -5,5 +5,7 @@ which begins with its folder's name. They are explicit tuples and not entry poin
 a permissive verifier.
 """
 
-TEES: tuple[str, ...] = ("nitro", "snp", "tdx", "sgx", "nvidia", "ita")
-FORMATS: tuple[str, ...] = ("nitro", "snp", "tdx", "sgx", "nvidia-gpu", "nvidia-nras", "ita")
+TEES: tuple[str, ...] = ("nitro", "snp", "tdx", "sgx", "nvidia", "ita", "azure")
+FORMATS: tuple[str, ...] = (
+    "nitro", "snp", "tdx", "sgx", "nvidia-gpu", "nvidia-nras", "ita", "azure-vtpm", "azure-maa",
+)  # fmt: skip

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
 from cloister.image import cache, debian, toolchain
-from cloister.platforms.qemu_nitro.qemu import Qemu
+from cloister.platforms.qemu_nitro.qemu import Acceleration, Qemu
+from cloister.platforms.qemu_nitro.qemu import acceleration as probe
 
 
 def lock() -> debian.Lock:
@@ -31,6 +34,20 @@ def qemu() -> Qemu:
         module_path=libraries / "qemu",
         data=(system / "usr/share/qemu", system / "usr/share/seabios"),
     )
+
+
+def acceleration(kernel: bytes) -> Acceleration:
+    """`kvm` where this machine booted that very kernel under it, else `tcg`; tried once after each start of the machine."""
+    booted = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    key = hashlib.sha256(kernel + booted.encode() + lock().digest.encode()).hexdigest()
+    said = cache.home() / "kvm-probes" / key
+    if not said.exists():
+        said.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="cloister-probe-") as folder:
+            file = Path(folder) / "kernel"
+            file.write_bytes(kernel)
+            said.write_text(probe(qemu(), file))
+    return "kvm" if said.read_text() == "kvm" else "tcg"
 
 
 def simulated_root() -> Path:

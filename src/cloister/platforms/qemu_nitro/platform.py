@@ -118,6 +118,7 @@ class QemuNitro:
             vsock_socket=vsock,
             nsm_socket=nsm,
             console=home / "console",
+            acceleration=lab.acceleration(image.kernel),
         )
         (home / "console").unlink(missing_ok=True)
         processes.start("qemu", qemu.argv(program, machine), environment=program.environment())
