@@ -14,6 +14,7 @@ from cloister.cli.policy_kms import app as policy
 from cloister.cli.relay import relay
 from cloister.cli.seal import owner, seal, sealed
 from cloister.cli.serve import serve
+from cloister.cli.tenant import tenant
 from cloister.cli.up import down, logs, status, up
 from cloister.cli.verify import verify
 
@@ -45,6 +46,7 @@ for verb in (demo, verify, chat, connect, serve, relay, build, up, status, logs,
 app.add_typer(policy)
 app.add_typer(image, name="image")
 app.add_typer(lab, name="lab")
+app.add_typer(tenant, name="tenant")
 
 
 def main() -> None:

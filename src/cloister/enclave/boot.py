@@ -15,6 +15,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from cloister.api import tenants
+from cloister.api.tenants import Tenant
 from cloister.channel.keyring import KeySchedule
 from cloister.enclave import main, model, net
 from cloister.enclave.engine.config import BUNDLED_MODEL, EngineConfig
@@ -62,6 +64,8 @@ class Measured:
     keys: dict[str, int]
     egress: tuple[str, ...]
     release: Release | None
+    #: Who may ask; none: everybody.
+    tenants: tuple[Tenant, ...]
 
 
 def read(data: bytes) -> Measured:
@@ -88,6 +92,7 @@ def read(data: bytes) -> Measured:
         keys=_numbers(fields.member("keys")),
         egress=tuple(str(each) for each in fields.array("egress", limit=64)),
         release=_release(fields),
+        tenants=tenants.read(fields.array("tenants", limit=tenants.MAX_TENANTS)) if fields.has("tenants") else (),
     )
     chosen.done()
     fields.done()
@@ -139,7 +144,7 @@ def start(measured: Measured, say: Callable[[str], None]) -> None:
         engine = replace(engine, model=Path(opened.path), model_sha256=opened.manifest.sha256, one_copy=True)
     else:
         engine = replace(engine, model=measured.model)
-    config = main.ReplicaConfig(engine=engine, schedule=KeySchedule(**measured.keys))
+    config = main.ReplicaConfig(engine=engine, schedule=KeySchedule(**measured.keys), tenants=measured.tenants)
 
     def on_ready(ready: main.Ready) -> None:
         say(f"serving {ready.info.model_id} on vsock port {ready.port}, configuration {ready.config_sha256}")
