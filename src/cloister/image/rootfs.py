@@ -29,6 +29,8 @@ LIBRARIES = "usr/lib/x86_64-linux-gnu"
 MEASURED = ("wire", "trust", "tee", "channel", "api", "weights", "enclave")
 #: Verifiers and the simulated TEE have no business in an image.
 LEFT_OUT = ("cloister/tee/sim", "cloister/tee/nitro/verify.py", "cloister/tee/nitro/rules.py")
+#: The model that comes with the package.
+BUNDLED = "cloister/enclave/engine/bundled"
 #: From Debian's packages: what a replica never needs.
 DROPPED = (
     "etc",
@@ -115,6 +117,9 @@ def build(config: ImageConfig, lock: debian.Lock) -> Tree:
             tree.file("etc/cloister/roots.pem", roots if roots is not None else _amazon_roots(lock))
         case BrokerSettings(roots=roots):
             tree.file("etc/cloister/roots.pem", roots)
+    if config.model != ModelInImage(path=None, id=config.model.id):
+        # Weights that nobody will run would only be more to carry and to measure.
+        tree.remove(f"{PACKAGES}/{BUNDLED}")
     if isinstance(config.model, ModelInImage) and config.model.path is not None:
         tree.file("models/model.gguf", config.model.path.read_bytes())
     tree.file("etc/passwd", b"root:x:0:0:root:/:/usr/sbin/nologin\n")

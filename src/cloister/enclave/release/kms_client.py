@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from cloister.enclave.net import CutError
 from cloister.enclave.release import kms_errors
 from cloister.enclave.release.http1 import exchange
 from cloister.enclave.release.sigv4 import Credentials, signed_headers
@@ -91,7 +92,13 @@ class KmsClient:
             if attempt:
                 # Jitter keeps many replicas that start at once apart; it is no secret.
                 self._sleep(random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)))  # noqa: S311
-            status, headers, data = self._attempt(operation, body)
+            try:
+                status, headers, data = self._attempt(operation, body)
+            except CutError as cut:
+                # The way there runs through the parent, which may restart: nothing was learned, nothing is lost.
+                log.warning("KMS %s: not reached (attempt %d of %d)", operation, attempt + 1, ATTEMPTS)
+                error = cut
+                continue
             if status == 200:
                 return _members(data)
             code = kms_errors.code_of(status, headers, data)
@@ -137,7 +144,7 @@ class KmsClient:
             ) from None
         except OSError as error:
             stream.close()
-            raise UndecidedError(
+            raise CutError(
                 f"no TLS connection to {self._host} ({type(error).__name__})",
                 hint="The way through the parent was cut, or what answers there does not speak TLS.",
             ) from None
