@@ -66,9 +66,7 @@ def egress(dial: Dial, host: str, port: int) -> socket.socket:
             )
     except OSError as error:
         stream.close()
-        raise CutError(
-            f"the way to {host} was cut: {error.strerror}", hint="Look at the host agent's log."
-        ) from None
+        raise CutError(f"the way to {host} was cut: {error.strerror}", hint="Look at the host agent's log.") from None
     except UndecidedError:
         stream.close()
         raise

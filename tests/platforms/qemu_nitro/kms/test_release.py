@@ -416,6 +416,12 @@ def test_throttling_is_waited_out(throttling) -> None:
     assert all(0 <= wait <= 5 for wait in waits)
 
 
+def test_a_cut_way_is_tried_again(throttling) -> None:
+    service = throttling(2, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{")
+    assert service.client([]).call("Decrypt", {}) == {}
+    assert service.asked == 3
+
+
 @pytest.mark.parametrize(
     ("answer", "code", "kind", "asked"),
     [
