@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo lab lab-reference test check fuzz bench bench-pipe model lock clean
+.PHONY: demo lab lab-reference test test-large check fuzz bench bench-pipe model lock clean
 
 demo: $(VENV)/.serve
 	$(BIN)/cloister demo
@@ -19,6 +19,10 @@ lab-reference: $(VENV)/.serve
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# Models of true size, in the emulated enclave and outside: some four minutes.
+test-large: $(VENV)/.dev
+	$(BIN)/python -m pytest -m large -rP tests/e2e/test_nitro_large.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from cloister.api import requests, sse
+from cloister.api import requests, sse, tenants
 from cloister.broker import ledger, messages
 from cloister.channel import challenge, chunked, hpke, ohttp
 from cloister.channel.bundle import Bundle
@@ -189,6 +189,8 @@ REPLICA = (
     b'{"schema":"cloister-replica/1","name":"n","model":{"bundled":true},"engine":{"context":256},"keys":{},"egress":[],'
     b'"release":{"service":"aws-kms","region":"eu-west-1","key":"arn"}}'
 )
+TENANT = tenants.Tenant(id="a", key_sha256="0a" * 32)
+TENANTS = b',"tenants":[{"id":"a","key_sha256":"' + b"0a" * 32 + b'"}]}'
 RESPONSE = bhttp.encode_head(200, (("a", "b"),)) + bhttp.encode_content(b"content") + bhttp.encode_end((("c", "d"),))
 REQUEST = bhttp.Request(method="POST", path="/v1/x", headers=(("a", "b"),), content=b"{}", trailers=(("c", "d"),))
 CHAT = b'{"messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}],"stop":["x"],"temperature":0.5}'
@@ -271,7 +273,8 @@ TARGETS: tuple[Target, ...] = (
         "release-policy", lambda: [RELEASE_POLICY.encode()], lambda data: void(ReleasePolicy.from_toml(data)),
     ),
     Target("sealed", _sealed_weights, lambda data: void(manifest.read(data, OWNER.public_key()))),
-    Target("replica", lambda: [REPLICA], lambda data: void(boot.read(data))),
+    Target("replica", lambda: [REPLICA, REPLICA[:-1] + TENANTS], lambda data: void(boot.read(data))),
+    Target("tenants", lambda: [tenants.to_toml(TENANT).encode()], lambda data: void(tenants.from_toml(data))),
     Target("parent-head", lambda: [b"GET /models/a HTTP/1.1\r\nRange: bytes=0-9"], lambda data: void(head.parse(data))),
     Target("nitro-cli", lambda: [json.dumps([ENCLAVE]).encode()], lambda data: void(nitro_cli.parse_describe(data))),
     Target("nitro-cli-run", lambda: [json.dumps(ENCLAVE).encode()], lambda data: void(nitro_cli.parse_run(data))),

@@ -13,7 +13,8 @@ import psutil
 import pytest
 from tests.conftest import run_replica
 
-from cloister.cli.chat import stream_chat
+from cloister.api import tenants
+from cloister.cli.chat import KEY_VARIABLE, stream_chat
 from cloister.client.transport import SealedTransport
 from cloister.errors import ApiError
 
@@ -37,13 +38,16 @@ def _readable(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_canary_is_found_nowhere(tmp_path: Path, stream: bool) -> None:
+def test_a_canary_is_found_nowhere(tmp_path: Path, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     env = {**os.environ, "TMPDIR": str(temporary), "PYTHONDEVMODE": "1"}
     seen, proxy_log = tmp_path / "seen", tmp_path / "proxy.log"
     looked_at: dict[str, bytes] = {}
-    with run_replica(tmp_path / "replica", "--state", str(tmp_path / "state"), env=env) as replica:
+    allowed = tmp_path / "tenants.toml"
+    allowed.write_text(tenants.to_toml(tenants.Tenant(id="a", key_sha256=tenants.fingerprint(KEY))))
+    options = ("--state", str(tmp_path / "state"), "--tenants", str(allowed))
+    with run_replica(tmp_path / "replica", *options, env=env) as replica:
         relay = subprocess.Popen(
             [sys.executable, "-m", "cloister.host.relay", "--to", replica.url[7:], "--capture", str(seen)],
             stdout=subprocess.PIPE, text=True, env=env,
@@ -73,8 +77,14 @@ def test_a_canary_is_found_nowhere(tmp_path: Path, stream: bool) -> None:
                 assert client.post(f"{base}/chat/completions", content=f'{{"{CANARY}'.encode()).status_code == 400
                 assert client.post(f"{base}/{CANARY}", json={}).status_code == 404
                 assert client.post(f"{base}/embeddings", json={"input": CANARY}).status_code == 200
+                # Another's key, and a key in the wrong place.
+                for headers in ({"authorization": f"Bearer {KEY}x"}, {"authorization": KEY}):
+                    refused = client.post(f"{base}/chat/completions", json={"messages": messages}, headers=headers)
+                    assert refused.status_code == 401
+                    assert not _found(refused.content)
                 # Sent to the outer port in clear by mistake: refused, and not remembered either.
                 assert client.post(f"{replica.url}/v1/chat/completions", json={"messages": messages}).status_code == 426
+            monkeypatch.setenv(KEY_VARIABLE, KEY)
             direct = SealedTransport(f"http://{host}:{port}", replica.policy)
             with pytest.raises(ApiError) as caught:
                 list(stream_chat(direct, messages, **{CANARY: 1}))

@@ -199,8 +199,11 @@ def test_goes_on_from_the_last_whole_segment(sample: Sample, service: Service, a
     service.calls = 0
     good = Shop.answer
     with shop(sample.sealed, good, good, cut(after)) as keeper:
-        assert contents(fetch(keeper, service)) == sample.plain
+        opened = fetch(keeper, service)
+    assert contents(opened) == sample.plain
     whole = sum(end <= after for end in ENDS)
+    assert opened.transfer.connections == (2 if whole < 3 else 1)
+    assert 0 < opened.transfer.waited < opened.transfer.seconds
     starts = [start - sample.head.stream_at for start, _ in keeper.asked[2:]]
     assert starts == [HEADER, *([LAYOUT.sealed(whole)[0]] if whole < 3 else [])]
     assert service.calls == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from cloister.cli import show
 from cloister.client.transport import SealedTransport
 from cloister.errors import ApiError, CloisterError, TruncatedResponse
 
+#: The API key, where a replica has tenants; never on a command line, where other users could read it.
+KEY_VARIABLE = "CLOISTER_API_KEY"
 _TIMEOUT = {"timeout": httpx2.Timeout(10, read=600).as_dict()}
 
 
@@ -26,6 +29,8 @@ def stream_chat(transport: SealedTransport, messages: list[dict[str, str]], **op
     body |= {name: value for name, value in options.items() if value is not None}
     target = transport.address.join("/v1/chat/completions")
     headers = {"content-type": "application/json", "accept": sse.MEDIA_TYPE}
+    if key := os.environ.get(KEY_VARIABLE):
+        headers["authorization"] = f"Bearer {key}"
     response = transport.handle_request(
         httpx2.Request("POST", target, headers=headers, content=json_module.dumps(body).encode(), extensions=_TIMEOUT)
     )

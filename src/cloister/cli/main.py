@@ -17,6 +17,7 @@ from cloister.cli.policy import app as policy
 from cloister.cli.relay import relay
 from cloister.cli.seal import owner, seal, sealed
 from cloister.cli.serve import serve
+from cloister.cli.tenant import tenant
 from cloister.cli.up import up
 from cloister.cli.verify import verify
 
@@ -49,6 +50,7 @@ app.add_typer(policy)
 app.add_typer(image, name="image")
 app.add_typer(lab, name="lab")
 app.add_typer(broker, name="broker")
+app.add_typer(tenant, name="tenant")
 
 
 def main() -> None:

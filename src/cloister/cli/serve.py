@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from cloister.api import tenants as api_tenants
 from cloister.cli import show
 from cloister.errors import UsageError
 from cloister.host.relay import Address
@@ -27,6 +28,7 @@ def serve(
     queue: Annotated[int, typer.Option(help="Requests that may wait for a slot.")] = 64,
     key_life: Annotated[int, typer.Option(help="Seconds that a key serves.")] = 3600,
     key_grace: Annotated[int, typer.Option(help="Seconds that it opens requests after that.")] = 600,
+    tenants: Annotated[Path | None, typer.Option(help="[[tenant]] entries: only their API keys may ask.")] = None,
     state: Annotated[Path | None, typer.Option(help="Keep the simulated root in this folder.")] = None,
     write_policy: Annotated[Path | None, typer.Option(help="Write a policy for exactly this replica.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One line of JSON when ready.")] = False,
@@ -47,12 +49,14 @@ def serve(
     address = Address.parse(listen)
     if key_life < 2:
         raise UsageError("--key-life must be at least 2 seconds", hint="An hour is the default.")
+    allowed = _tenants(tenants) if tenants is not None else ()
     config = main.ReplicaConfig(
         engine=EngineConfig(
             model=model or BUNDLED_MODEL, model_id=model_id, context=context, slots=slots, threads=threads, batch=batch,
             queue=queue,
         ),
         schedule=KeySchedule(serve=key_life, grace=key_grace, early=max(1, min(300, key_life // 4))),
+        tenants=allowed,
         host=address.host,
         port=address.port,
     )  # fmt: skip
@@ -94,3 +98,12 @@ def serve(
                 show.stderr.print(Text(f"{stage} done" if done else f"{stage} …", style="dim"))
 
     asyncio.run(main.run(config, attester, on_progress=on_progress, on_ready=on_ready))
+
+
+def _tenants(path: Path) -> tuple[api_tenants.Tenant, ...]:
+    try:
+        return api_tenants.from_toml(path.read_bytes())
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}", hint="cloister tenant new ID makes entries."
+        ) from None

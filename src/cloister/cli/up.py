@@ -32,7 +32,9 @@ from cloister.weights import manifest
 if TYPE_CHECKING:
     from cloister.image.config import ImageConfig
 
-BOOT_SECONDS, AGENT_SECONDS, POLL_SECONDS = 120.0, 15.0, 0.25
+#: A machine that ends is noticed at once; this is for one that is merely slow, as an emulated one beside others is.
+BOOT_SECONDS = 300.0
+AGENT_SECONDS, POLL_SECONDS = 15.0, 0.25
 #: Bytes of sealed weights a second, at worst: a slow store behind vsock.
 SLOW_STORE = 10e6
 #: For streams in progress at `cloister down`.
@@ -66,6 +68,9 @@ def up(
         ),
     ] = None,
     supervise: Annotated[bool, typer.Option(help="Start enclave and agent again when they end.")] = False,
+    wait: Annotated[
+        float, typer.Option(help="Seconds until it must serve, beside those for sealed weights at 10 MB/s.")
+    ] = BOOT_SECONDS,
     json: Annotated[bool, typer.Option("--json", help="One line of JSON when it serves.")] = False,
 ) -> None:
     """Build, boot, verify: ends with an address and a policy for exactly this image."""
@@ -107,6 +112,7 @@ def up(
     if debug:
         show.stderr.print(Text("debug mode: nothing in this enclave is confidential, every policy refuses it"))
     started = time.monotonic()
+    limit = wait + launch.weights / SLOW_STORE
     try:
         serves: dict[str, object] = {"name": launch.name, "telemetry": True, "drain_seconds": DRAIN_SECONDS}
         if chosen.egress:
@@ -118,20 +124,21 @@ def up(
             assert isinstance(led, Mapping)
             serves["resolve"] = {**led, **_resolved(resolve, chosen.egress)}
         if supervise:
-            serves["enclave"] = _enclave(machine, launch, home)
+            serves["enclave"] = _enclave(machine, launch, home, limit)
         url = _agent(home, {"listen": listen, **machine.reach(launch), **_capture(capture), **serves})
         if supervise:
-            _wait_supervised(launch)
+            _wait_supervised(launch, limit)
         else:
             machine.start(launch)
         measurements = {f"pcr{index}": value.hex() for index, value in built.registers.items()}
-        evidence = _evidence(machine, launch, url, _first(chosen.name, measurements, machine.root_pem()))
+        evidence = _evidence(machine, launch, limit, url, _first(chosen.name, measurements, machine.root_pem()))
         policy = None if debug else _policy(chosen.name, evidence, measurements, machine.root_pem())
     except BaseException:
         # An interrupted start must not leave an enclave that nobody verified.
         stop(machine, chosen.name)
         raise
-    _say(f"booted{'' if debug else ' and verified'} in {time.monotonic() - started:.1f} s", json)
+    seconds = time.monotonic() - started
+    _say(f"booted{'' if debug else ' and verified'} in {seconds:.1f} s", json)
     path = home / "policy.toml"
     path.unlink(missing_ok=True)
     if policy is not None:
@@ -146,6 +153,7 @@ def up(
                 "policy": str(path) if policy is not None else None,
                 "measurements": str(built.measurements),
                 "model_sha256": policy[1].bundle.statement.model_sha256 if policy is not None else None,
+                "seconds": round(seconds, 2),
                 "simulated": machine.simulated,
                 "debug": debug,
             }
@@ -187,11 +195,11 @@ def _capture(path: Path | None) -> dict[str, object]:
     return {} if path is None else {"capture": str(path.absolute())}
 
 
-def _enclave(machine: Platform, launch: Launch, home: Path) -> dict[str, object]:
+def _enclave(machine: Platform, launch: Launch, home: Path, seconds: float) -> dict[str, object]:
     """What the supervisor has to know."""
     start, end = run.commands(machine.name, launch, home / "launch.json")
     (home / STATUS).unlink(missing_ok=True)
-    return {"start": start, "stop": end, "boot_seconds": _boot_seconds(launch), "status": str(home / STATUS)}
+    return {"start": start, "stop": end, "boot_seconds": seconds, "status": str(home / STATUS)}
 
 
 def _agent(home: Path, settings: Mapping[str, object]) -> str:
@@ -225,9 +233,10 @@ def _first(name: str, measurements: dict[str, str], root: str | None) -> Policy:
     )
 
 
-def _evidence(machine: Platform, launch: Launch, url: str, first: Policy) -> tuple[bytes, bytes | None, Policy]:
+def _evidence(
+    machine: Platform, launch: Launch, seconds: float, url: str, first: Policy
+) -> tuple[bytes, bytes | None, Policy]:
     """What the replica answers, as soon as it answers; raises UndecidedError with the enclave's last words."""
-    seconds = _boot_seconds(launch)
     limit = time.monotonic() + seconds
     while True:
         try:
@@ -245,13 +254,9 @@ def _evidence(machine: Platform, launch: Launch, url: str, first: Policy) -> tup
         time.sleep(POLL_SECONDS)
 
 
-def _boot_seconds(launch: Launch) -> float:
-    return BOOT_SECONDS + launch.weights / SLOW_STORE
-
-
-def _wait_supervised(launch: Launch) -> None:
+def _wait_supervised(launch: Launch, seconds: float) -> None:
     """Until the supervisor says that the enclave answers; raises UndecidedError."""
-    limit = time.monotonic() + _boot_seconds(launch)
+    limit = time.monotonic() + seconds
     while (state := supervised(launch.name)) != "running":
         if state in ("failed", "stopped") or time.monotonic() > limit:
             raise UndecidedError("the enclave does not come up", hint=f"cloister logs {launch.name}")

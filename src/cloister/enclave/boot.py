@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from cloister.api import tenants
+from cloister.api.tenants import Tenant
 from cloister.channel.keyring import KeySchedule
-from cloister.enclave import main, model, net
+from cloister.enclave import main, memory, model, net
 from cloister.enclave.engine.config import BUNDLED_MODEL, EngineConfig
 from cloister.enclave.release.credentials import from_parent
 from cloister.enclave.release.kbs import KbsRelease
@@ -65,6 +66,8 @@ class Measured:
     keys: dict[str, int]
     egress: tuple[str, ...]
     release: Release | None
+    #: Who may ask; none: everybody.
+    tenants: tuple[Tenant, ...]
 
 
 def read(data: bytes) -> Measured:
@@ -91,6 +94,7 @@ def read(data: bytes) -> Measured:
         keys=_numbers(fields.member("keys")),
         egress=tuple(str(each) for each in fields.array("egress", limit=64)),
         release=_release(fields),
+        tenants=tenants.read(fields.array("tenants", limit=tenants.MAX_TENANTS)) if fields.has("tenants") else (),
     )
     chosen.done()
     fields.done()
@@ -135,17 +139,21 @@ def start(measured: Measured, say: Callable[[str], None], telemetry: Telemetry) 
     listener = listen()
     numbers = EngineConfig(model=BUNDLED_MODEL, **measured.engine)  # type: ignore[arg-type]
     engine = replace(numbers, model_id=measured.model_id)
+    watch = memory.Watch()
     if isinstance(measured.model, Sealed):
-        started = time.monotonic()
         opened = open_sealed(measured, measured.model, net.vsock, attester)
-        took, made = time.monotonic() - started, opened.manifest
-        say(f"opened sealed weights {made.model} version {made.version}: {made.size / 1e6:.1f} MB in {took:.1f} s")
+        made, came = opened.manifest, opened.transfer
+        say(
+            f"opened sealed weights {made.model} version {made.version}: {made.size / 1e6:.1f} MB in "
+            f"{came.seconds:.2f} s, {came.waited:.2f} s of them waiting, over {came.connections} connection(s)"
+        )
         engine = replace(engine, model=Path(opened.path), model_sha256=opened.manifest.sha256, one_copy=True)
     else:
         engine = replace(engine, model=measured.model)
-    config = main.ReplicaConfig(engine=engine, schedule=KeySchedule(**measured.keys))
+    config = main.ReplicaConfig(engine=engine, schedule=KeySchedule(**measured.keys), tenants=measured.tenants)
 
     def on_ready(ready: main.Ready) -> None:
+        say(f"starting took {watch.end() / 1e6:.1f} MB of memory at most")
         say(f"serving {ready.info.model_id} on vsock port {ready.port}, configuration {ready.config_sha256}")
 
     asyncio.run(main.run(config, attester, on_ready=on_ready, listener=listener, telemetry=telemetry))

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import uvicorn
 
+from cloister.api.tenants import Tenant
 from cloister.channel.keyring import KeySchedule, ReplicaFacts
 from cloister.enclave.engine.config import EngineConfig
 from cloister.enclave.engine.protocol import EngineInfo, OnProgress
@@ -43,6 +44,8 @@ class ReplicaConfig:
     engine: EngineConfig
     schedule: KeySchedule = field(default_factory=KeySchedule)
     limits: Limits = field(default_factory=Limits)
+    #: Who may ask; none: everybody.
+    tenants: tuple[Tenant, ...] = ()
     host: str = "127.0.0.1"
     port: int = 0
 
@@ -66,7 +69,7 @@ class Ready:
 def config_digest(config: ReplicaConfig, engine: LlamaEngine) -> str:
     """Hex SHA-256 over the canonical JSON of the configuration in force, engine version and routes included."""
     resolved, limits, schedule = engine.resolved, config.limits, config.schedule
-    document = {
+    document: dict[str, object] = {
         "v": CONFIG_VERSION,
         "engine": {
             "version": engine.info.engine,
@@ -77,6 +80,8 @@ def config_digest(config: ReplicaConfig, engine: LlamaEngine) -> str:
         "limits": {"request_bytes": limits.request_bytes, "in_flight": limits.in_flight},
         "keys": {name: getattr(schedule, name) for name in ("serve", "grace", "early", "capacity")},
     }
+    if config.tenants:
+        document["tenants"] = sorted((tenant.id, tenant.key_sha256) for tenant in config.tenants)
     return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -120,7 +125,13 @@ async def run(
         host, port = listener.getsockname()[:2]
         server = _Server(
             uvicorn.Config(
-                create_app(identity, engine, config.limits, telemetry.counters if telemetry else None),
+                create_app(
+                    identity,
+                    engine,
+                    config.limits,
+                    tenants=config.tenants,
+                    counters=telemetry.counters if telemetry else None,
+                ),
                 log_config=None,
                 access_log=False,
                 server_header=False,

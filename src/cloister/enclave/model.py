@@ -37,12 +37,22 @@ HEAD_BYTES = manifest.HEAD.size + manifest.MAX_ENVELOPE
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-\d{1,15}/(\d{1,15})")
 
 
+@dataclass(kw_only=True)
+class Transfer:
+    """How the segments came: over how many connections, in how many seconds, how many of them waiting for bytes."""
+
+    connections: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Opened:
     """Weights in a sealed memory file (memfd_create(2)): nobody can write to it any more, this process included."""
 
     descriptor: int
     manifest: manifest.Manifest
+    transfer: Transfer
 
     @property
     def path(self) -> str:
@@ -68,11 +78,12 @@ def fetch(
     total = head.stream_at + Layout(described.size).ciphertext
     stream_header = _whole(dial, name, head.stream_at, HEADER, total=total)
     opener = Opener(release.release(described.key), stream_header, head.associated, described.size)
+    transfer = Transfer()
     descriptor = os.memfd_create("weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, described.size)
         with mmap.mmap(descriptor, described.size) as room:
-            digest = _fill(dial, name, head.stream_at, opener, room, progress)
+            digest = _fill(_segments(dial, name, head.stream_at, opener, transfer), opener, room, transfer, progress)
         if digest != described.sha256:
             raise RefusedError("the weights have another digest than their owner signed", hint="Seal the model again.")
         fcntl.fcntl(
@@ -83,14 +94,18 @@ def fetch(
     except BaseException:
         os.close(descriptor)
         raise
-    return Opened(descriptor=descriptor, manifest=described)
+    return Opened(descriptor=descriptor, manifest=described, transfer=transfer)
 
 
 def _fill(
-    dial: Dial, name: str, stream_at: int, opener: Opener, room: mmap.mmap, progress: Callable[[float], None]
+    segments: Iterator[memoryview],
+    opener: Opener,
+    room: mmap.mmap,
+    transfer: Transfer,
+    progress: Callable[[float], None],
 ) -> str:
     """Decrypt every segment into place while a second thread hashes those before; hex SHA-256 of the plaintext."""
-    layout, view = opener.layout, memoryview(room)
+    layout, view, began = opener.layout, memoryview(room), time.monotonic()
     digest = hashlib.sha256()
     done: queue.SimpleQueue[int | None] = queue.SimpleQueue()
 
@@ -102,7 +117,7 @@ def _fill(
     hasher = threading.Thread(target=hash_behind, name="weights-digest")
     hasher.start()
     try:
-        for index, segment in enumerate(_segments(dial, name, stream_at, opener)):
+        for index, segment in enumerate(segments):
             start, end = layout.plain(index)
             with view[start:end] as target:
                 opener.open_into(index, segment, target)
@@ -112,10 +127,11 @@ def _fill(
         done.put(None)
         hasher.join()
         view.release()
+    transfer.seconds = time.monotonic() - began
     return digest.hexdigest()
 
 
-def _segments(dial: Dial, name: str, stream_at: int, opener: Opener) -> Iterator[memoryview]:
+def _segments(dial: Dial, name: str, stream_at: int, opener: Opener, transfer: Transfer) -> Iterator[memoryview]:
     """Every segment's ciphertext in order, over as many connections as it takes; each view is good until the next."""
     layout, buffer = opener.layout, memoryview(bytearray(SEGMENT))
     index = failures = 0
@@ -126,11 +142,14 @@ def _segments(dial: Dial, name: str, stream_at: int, opener: Opener) -> Iterator
             contextlib.suppress(OSError, http.client.HTTPException, UndecidedError),
             _get(dial, name, first, stream_at + layout.ciphertext) as answer,
         ):
+            transfer.connections += 1
             while index < layout.segments:
                 start, end = layout.sealed(index)
                 piece = buffer[: end - start]
+                waiting = time.monotonic()
                 if not _read_all(answer, piece):
                     break
+                transfer.waited += time.monotonic() - waiting
                 yield piece
                 index += 1
         failures = 0 if index > before else failures + 1

@@ -17,6 +17,10 @@ TIMEOUT = 20.0
 HEAD_BYTES = 4096
 
 
+class CutError(UndecidedError):
+    """The way through the parent ended: it may restart, so asking again may work."""
+
+
 class Dial(Protocol):
     """Opens a stream to a port of the parent."""
 
@@ -50,19 +54,19 @@ def egress(dial: Dial, host: str, port: int) -> socket.socket:
         while not head.endswith(b"\r\n\r\n"):
             piece = stream.recv(1)
             if not piece or len(head) >= HEAD_BYTES:
-                raise UndecidedError(f"the parent closed the way to {host}", hint="Look at the host agent's log.")
+                raise CutError(f"the parent closed the way to {host}", hint="Look at the host agent's log.")
             head += piece
         status = head.split(b" ", 2)[1:2]
+        if status == [b"502"]:
+            raise CutError(f"the parent cannot reach {host}:{port}", hint="Look at the host agent's log.")
         if status != [b"200"]:
-            reason = "is not on its allow-list" if status == [b"403"] else "could not be reached from there"
+            reason = "is not on its allow-list" if status == [b"403"] else "got no proper answer"
             raise UndecidedError(
                 f"the parent refused egress: {host}:{port} {reason}", hint="See [egress] in cloister.toml."
             )
     except OSError as error:
         stream.close()
-        raise UndecidedError(
-            f"the way to {host} was cut: {error.strerror}", hint="Look at the host agent's log."
-        ) from None
+        raise CutError(f"the way to {host} was cut: {error.strerror}", hint="Look at the host agent's log.") from None
     except UndecidedError:
         stream.close()
         raise
@@ -75,7 +79,7 @@ def _connect(stream: socket.socket, address: object, port: int) -> socket.socket
         stream.connect(address)  # type: ignore[arg-type]
     except OSError as error:
         stream.close()
-        raise UndecidedError(
+        raise CutError(
             f"the parent does not answer on vsock port {port}: {error.strerror or 'timed out'}",
             hint="The host agent (`cloister host`) must run beside the enclave.",
         ) from None

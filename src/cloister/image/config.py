@@ -7,7 +7,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +16,9 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
-from cloister.errors import UsageError
+from cloister.api import tenants
+from cloister.api.tenants import Tenant
+from cloister.errors import MalformedError, UsageError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 EGRESS = re.compile(r"[a-z0-9.-]{1,253}:[0-9]{1,5}")
@@ -74,6 +76,8 @@ class ImageConfig:
     keys: Mapping[str, int] = field(default_factory=dict)
     egress: tuple[str, ...] = ()
     release: KmsSettings | BrokerSettings | None = None
+    #: Who may ask; none: everybody.
+    tenants: tuple[Tenant, ...] = ()
     memory_mib: int = 1024
     cpus: int = 2
     #: `small`: compiled from Debian's source; `aws`: the files of aws-nitro-enclaves-cli; else a path to a kernel.
@@ -101,7 +105,7 @@ class ImageConfig:
                 release = {"service": "kbs", "host": host, "port": port}
             case None:
                 release = None
-        document = {
+        document: dict[str, object] = {
             "schema": REPLICA_SCHEMA,
             "name": self.name,
             "model": model,
@@ -110,6 +114,8 @@ class ImageConfig:
             "egress": list(self.egress),
             "release": release,
         }
+        if self.tenants:
+            document["tenants"] = [asdict(tenant) for tenant in self.tenants]
         return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode("utf-8")
 
 
@@ -137,6 +143,7 @@ def load(path: Path) -> ImageConfig:
         keys=_numbers(top.table("keys", {}), ("serve", "grace", "early")),
         egress=_egress(top.table("egress", {}), release),
         release=release,
+        tenants=_tenants(top),
         memory_mib=nitro.get("memory_mib", int, 1024),
         cpus=nitro.get("cpus", int, 2),
         kernel=kernel if kernel in ("small", "aws") else str(folder / kernel),
@@ -250,6 +257,15 @@ def _release(top: _Table, folder: Path) -> KmsSettings | BrokerSettings | None:
             raise UsageError("release.service must be aws-kms or kbs")
     table.done()
     return settings
+
+
+def _tenants(top: _Table) -> tuple[Tenant, ...]:
+    if not top.has("tenant"):
+        return ()
+    try:
+        return tenants.read(top.get("tenant", list))
+    except MalformedError as error:
+        raise UsageError(error.message, hint=error.hint) from None
 
 
 def _egress(table: _Table, release: KmsSettings | BrokerSettings | None) -> tuple[str, ...]:

@@ -35,6 +35,8 @@ LEFT_OUT = (
     *(f"cloister/tee/nitro/{each}.py" for each in ("formats", "verify", "rules")),
     *(f"cloister/tee/{each}.py" for each in ("binding", "context", "dcap", "format", "registry")),
 )
+#: The model that comes with the package.
+BUNDLED = "cloister/enclave/engine/bundled"
 #: From Debian's packages: what a replica never needs.
 DROPPED = (
     "etc",
@@ -133,6 +135,9 @@ def configure(tree: Tree, config: ImageConfig, lock: debian.Lock) -> None:
             tree.file("etc/cloister/roots.pem", roots if roots is not None else _amazon_roots(lock))
         case BrokerSettings(roots=roots):
             tree.file("etc/cloister/roots.pem", roots)
+    if config.model != ModelInImage(path=None, id=config.model.id):
+        # Weights that nobody will run would only be more to carry and to measure.
+        tree.remove(f"{PACKAGES}/{BUNDLED}")
     if isinstance(config.model, ModelInImage) and config.model.path is not None:
         tree.file("models/model.gguf", config.model.path.read_bytes())
     tree.file("etc/passwd", b"root:x:0:0:root:/:/usr/sbin/nologin\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -11,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cloister.api.tenants import Tenant
 from cloister.enclave.engine.protocol import Engine
 from cloister.enclave.gateway import attestation, ohttp
 from cloister.enclave.gateway.embeddings import embeddings
@@ -75,7 +77,14 @@ class _Quiet:
                 raise ConnectionAbortedError from None
 
 
-def create_app(identity: Identity, engine: Engine, limits: ohttp.Limits, counters: Counters | None = None) -> ASGIApp:
+def create_app(
+    identity: Identity,
+    engine: Engine,
+    limits: ohttp.Limits,
+    *,
+    tenants: Sequence[Tenant] = (),
+    counters: Counters | None = None,
+) -> ASGIApp:
     """The replica's application over a started identity and engine."""
     counters = counters or Counters()
 
@@ -83,7 +92,8 @@ def create_app(identity: Identity, engine: Engine, limits: ohttp.Limits, counter
         return Response(status_code=503 if engine.state in ("failed", "stopped") else 200)
 
     evidence = attestation.Attestation(identity)
-    gateway = ohttp.OhttpGateway(identity, Inner(INNER_ROUTES, engine), engine.info.model_id, limits, counters)
+    inner = Inner(INNER_ROUTES, engine, tenants)
+    gateway = ohttp.OhttpGateway(identity, inner, engine.info.model_id, limits, counters)
     methods = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
     return _Quiet(
         Starlette(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from cloister.api import errors
+from cloister.api import errors, tenants
 from cloister.api.sse import MEDIA_TYPE as EVENT_STREAM
 from cloister.enclave.engine.protocol import Engine
 from cloister.errors import ApiError, CloisterError
@@ -37,6 +37,7 @@ class Answer:
         return (
             ("content-type", JSON if self.events is None else EVENT_STREAM),
             ("cache-control", "no-store"),
+            *((("www-authenticate", "Bearer"),) if self.status == 401 else ()),
         )
 
 
@@ -58,11 +59,15 @@ def check_model(asked: str | None, engine: Engine) -> None:
 
 
 class Inner:
-    """Dispatches inner requests by method and path."""
+    """Dispatches inner requests by method and path, from those who bear a tenant's key where there are tenants."""
 
-    def __init__(self, routes: dict[tuple[str, str], Handler], engine: Engine) -> None:
+    def __init__(
+        self, routes: dict[tuple[str, str], Handler], engine: Engine, allowed: Sequence[tenants.Tenant] = ()
+    ) -> None:
         self._routes = routes
         self._engine = engine
+        #: Empty: everybody may ask.
+        self._tenants = allowed
 
     async def answer(self, request: bhttp.Request, statement_binding: bytes) -> Answer:
         """The answer to one request; every refusal is an answer too."""
@@ -72,6 +77,8 @@ class Inner:
                 expected.encode(), encode_base64url(statement_binding).encode()
             ):
                 raise ApiError("The client verified another key statement.", status=412, code="statement_mismatch")
+            if self._tenants:
+                tenants.identify(self._tenants, request.header("authorization"))
             path = request.path.partition("?")[0]
             handler = self._routes.get((request.method, path))
             if handler is None:

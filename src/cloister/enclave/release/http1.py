@@ -6,6 +6,7 @@ import http.client
 import socket
 from collections.abc import Mapping
 
+from cloister.enclave.net import CutError
 from cloister.errors import UndecidedError
 
 
@@ -37,9 +38,11 @@ def exchange(
         if len(data) > limit:
             raise UndecidedError(f"{what} answered with more than {limit} bytes")
         if response.length:
-            raise UndecidedError(f"{what} closed the connection in the middle of its answer")
+            raise CutError(f"{what} closed the connection in the middle of its answer")
         return response.status, {name.lower(): value for name, value in response.getheaders()}, data
-    except (OSError, ValueError, http.client.HTTPException) as error:
+    except OSError as error:
+        raise CutError(f"the connection to {what} was cut ({type(error).__name__})") from None
+    except (ValueError, http.client.HTTPException) as error:
         # The class alone: a message of the library may quote what was received.
         raise UndecidedError(f"{what} gave no proper answer ({type(error).__name__})") from None
     finally:

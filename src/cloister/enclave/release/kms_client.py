@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from cloister.enclave.net import CutError
 from cloister.enclave.release import kms_errors, tls
 from cloister.enclave.release.http1 import exchange
 from cloister.enclave.release.sigv4 import Credentials, signed_headers
@@ -90,7 +91,13 @@ class KmsClient:
             if attempt:
                 # Jitter keeps many replicas that start at once apart; it is no secret.
                 self._sleep(random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)))  # noqa: S311
-            status, headers, data = self._attempt(operation, body)
+            try:
+                status, headers, data = self._attempt(operation, body)
+            except CutError as cut:
+                # The way there runs through the parent, which may restart: nothing was learned, nothing is lost.
+                log.warning("KMS %s: not reached (attempt %d of %d)", operation, attempt + 1, ATTEMPTS)
+                error = cut
+                continue
             if status == 200:
                 return _members(data)
             code = kms_errors.code_of(status, headers, data)

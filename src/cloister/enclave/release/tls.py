@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 
+from cloister.enclave.net import CutError
 from cloister.errors import UndecidedError, UsageError
 
 
@@ -23,7 +24,7 @@ def context(roots: str | None) -> ssl.SSLContext:
 
 
 def wrap(made: ssl.SSLContext, stream: socket.socket, host: str) -> socket.socket:
-    """TLS to `host` on a stream that somebody else carries; closes it and raises UndecidedError."""
+    """TLS to `host` on a stream that somebody else carries; closes it and raises UndecidedError (CutError)."""
     try:
         return made.wrap_socket(stream, server_hostname=host)
     except ssl.SSLCertVerificationError:
@@ -34,7 +35,7 @@ def wrap(made: ssl.SSLContext, stream: socket.socket, host: str) -> socket.socke
         ) from None
     except OSError as error:
         stream.close()
-        raise UndecidedError(
+        raise CutError(
             f"no TLS connection to {host} ({type(error).__name__})",
             hint="The way through the parent was cut, or what answers there does not speak TLS.",
         ) from None

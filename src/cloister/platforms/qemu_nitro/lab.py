@@ -37,7 +37,7 @@ def qemu() -> Qemu:
 
 
 def acceleration(kernel: bytes) -> Acceleration:
-    """`kvm` where this machine booted that very kernel under it, else `tcg`; tried once after each start of the machine."""
+    """`kvm` where this machine booted that very kernel under it, else `tcg`; tried once after each reboot."""
     booted = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     key = hashlib.sha256(kernel + booted.encode() + lock().digest.encode()).hexdigest()
     said = cache.home() / "kvm-probes" / key

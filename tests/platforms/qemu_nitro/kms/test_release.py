@@ -416,6 +416,12 @@ def test_throttling_is_waited_out(throttling) -> None:
     assert all(0 <= wait <= 5 for wait in waits)
 
 
+def test_a_cut_way_is_tried_again(throttling) -> None:
+    service = throttling(2, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{")
+    assert service.client([]).call("Decrypt", {}) == {}
+    assert service.asked == 3
+
+
 @pytest.mark.parametrize(
     ("answer", "code", "kind", "asked"),
     [
@@ -430,7 +436,7 @@ def test_throttling_is_waited_out(throttling) -> None:
         (http(302, b""), "HTTP 302", UndecidedError, 1),
         (http(200, b"[]"), "cannot be read", UndecidedError, 1),
         (http(200, b"x" * 70000), "more than", UndecidedError, 1),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "middle", UndecidedError, 1),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "middle", UndecidedError, 5),
         (b"SSH-2.0-x\r\n", "BadStatusLine", UndecidedError, 1),
     ],
 )
