@@ -24,6 +24,7 @@ class Algorithm(StrEnum):
 
     ECDSA_P256_SHA256 = "ECDSA P-256 with SHA-256"
     ECDSA_P384_SHA384 = "ECDSA P-384 with SHA-384"
+    RSA_PSS_SHA256 = "RSASSA-PSS with SHA-256"
     RSA_PSS_SHA384 = "RSASSA-PSS with SHA-384"
     RSA_PKCS1_SHA256 = "RSASSA-PKCS1-v1_5 with SHA-256"
     RSA_PKCS1_SHA384 = "RSASSA-PKCS1-v1_5 with SHA-384"
@@ -39,6 +40,8 @@ _PKCS1: Mapping[Algorithm, HashAlgorithm] = {
     Algorithm.RSA_PKCS1_SHA384: SHA384(),
     Algorithm.RSA_PKCS1_SHA512: SHA512(),
 }
+#: MGF1 with the same hash, a salt as long as the digest.
+_PSS: Mapping[Algorithm, HashAlgorithm] = {Algorithm.RSA_PSS_SHA256: SHA256(), Algorithm.RSA_PSS_SHA384: SHA384()}
 _NAMES: Mapping[x509.ObjectIdentifier, Algorithm] = {
     SignatureAlgorithmOID.ECDSA_WITH_SHA256: Algorithm.ECDSA_P256_SHA256,
     SignatureAlgorithmOID.ECDSA_WITH_SHA384: Algorithm.ECDSA_P384_SHA384,
@@ -55,13 +58,15 @@ def of(signed: x509.Certificate | x509.CertificateRevocationList) -> Algorithm |
             parameters = signed.signature_algorithm_parameters
         except (ValueError, UnsupportedAlgorithm):
             return None
-        fits = (
-            isinstance(parameters, padding.PSS)
-            and isinstance(signed.signature_hash_algorithm, SHA384)
-            and isinstance(parameters.mgf._algorithm, SHA384)
-            and parameters._salt_length == SHA384.digest_size
-        )
-        return Algorithm.RSA_PSS_SHA384 if fits else None
+        for algorithm, digest in _PSS.items():
+            if (
+                isinstance(parameters, padding.PSS)
+                and isinstance(signed.signature_hash_algorithm, type(digest))
+                and isinstance(parameters.mgf._algorithm, type(digest))
+                and parameters._salt_length == digest.digest_size
+            ):
+                return algorithm
+        return None
     return _NAMES.get(signed.signature_algorithm_oid)
 
 
@@ -74,8 +79,9 @@ def check(key: CertificatePublicKeyTypes, algorithm: Algorithm, signature: bytes
                 key.verify(signature, data, ec.ECDSA(digest))
                 return
         elif isinstance(key, rsa.RSAPublicKey) and MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
-            if algorithm is Algorithm.RSA_PSS_SHA384:
-                key.verify(signature, data, padding.PSS(padding.MGF1(SHA384()), SHA384.digest_size), SHA384())
+            if algorithm in _PSS:
+                digest = _PSS[algorithm]
+                key.verify(signature, data, padding.PSS(padding.MGF1(digest), digest.digest_size), digest)
                 return
             if algorithm in _PKCS1:
                 key.verify(signature, data, padding.PKCS1v15(), _PKCS1[algorithm])
