@@ -5,5 +5,5 @@ which begins with its folder's name. They are explicit tuples and not entry poin
 a permissive verifier.
 """
 
-TEES: tuple[str, ...] = ("nitro", "snp", "ita")
-FORMATS: tuple[str, ...] = ("nitro", "snp", "ita")
+TEES: tuple[str, ...] = ("nitro", "snp", "ita", "google")
+FORMATS: tuple[str, ...] = ("nitro", "snp", "ita", "google-space", "google-vtpm")

@@ -155,7 +155,7 @@ def before_separator(events: Sequence[Event], index: int, bank: Bank) -> tuple[E
     separator's digest under another type is a forgery. Raises NotGenuineError.
     """
     separators = {bank.digest(data) for data in (bytes(4), b"\xff" * 4)}
-    found = []
+    found = list[Event]()
     for event in events:
         if event.index != index:
             continue
