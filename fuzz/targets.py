@@ -38,7 +38,7 @@ from cloister.trust.anchors import Anchor
 from cloister.weights import manifest
 from cloister.weights.keys import WrappedKey
 from cloister.wire import bhttp, cbor, cose, strict_json
-from fuzz import snp_targets
+from fuzz import google_targets, snp_targets
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ TARGETS: tuple[Target, ...] = (
     Target("replica", lambda: [REPLICA], lambda data: void(boot.read(data))),
     Target("parent-head", lambda: [b"GET /models/a HTTP/1.1\r\nRange: bytes=0-9"], lambda data: void(head.parse(data))),
     Target("pipe", lambda: [pack(Kind.CHUNK, 7, b"{}") * 3], lambda data: void(Unpacker().push(data))),
-    *(Target(name, corpus, run) for name, corpus, run in snp_targets.TARGETS),
+    *(Target(name, corpus, run) for name, corpus, run in (*snp_targets.TARGETS, *google_targets.TARGETS)),
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -85,26 +86,37 @@ class Instance:
         )
 
 
-def path(leaf: x509.Certificate, others: Iterable[bytes], anchors: Sequence[Anchor]) -> tuple[bytes, ...]:
-    """Those of `others` (DER) that lead from an anchor to `leaf`, nearest to the anchor first.
+def load(der: bytes) -> x509.Certificate:
+    """One certificate of a vTPM's chain; raises MalformedError. The one place that meets Google's long names.
 
-    Names choose; `chain.validate` decides. Raises MalformedError, or UndecidedError where one is missing.
+    The older intermediates have a common name of more than the 64 characters that X.520 allows, so a warning comes.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Attribute's length must be", UserWarning)
+        return load_certificate(der, _WHAT)
+
+
+def path(
+    leaf: x509.Certificate, others: Iterable[x509.Certificate], anchors: Sequence[Anchor]
+) -> tuple[x509.Certificate, ...]:
+    """Those of `others` that lead from an anchor to `leaf`, nearest to the anchor first.
+
+    Names choose; `chain.validate` decides. Raises UndecidedError where one is missing.
     """
     known = {anchor.subject for anchor in anchors}
-    by_name: dict[str, bytes] = {}
-    for der in others:
-        by_name.setdefault(load_certificate(der, "intermediate").subject.rfc4514_string(), der)
-    found: list[bytes] = []
+    by_name: dict[str, x509.Certificate] = {}
+    for other in others:
+        by_name.setdefault(other.subject.rfc4514_string(), other)
+    found: list[x509.Certificate] = []
     issuer = leaf.issuer.rfc4514_string()
     while issuer not in known:
-        der = by_name.get(issuer)
-        if der is None or len(found) == MAX_CHAIN:
+        if issuer not in by_name or len(found) == MAX_CHAIN:
             raise UndecidedError(
                 "the certificate of the attestation key's issuer is missing, or its root is not known here",
                 hint="The key's certificate says where its issuer's is (authority information access).",
             )
-        found.insert(0, der)
-        issuer = load_certificate(der, "intermediate").issuer.rfc4514_string()
+        found.insert(0, by_name[issuer])
+        issuer = found[0].issuer.rfc4514_string()
     return tuple(found)
 
 

@@ -1,7 +1,7 @@
 """Evidence of the processor inside a vTPM's attestation: AMD's report and Intel's quote, put together from fields.
 
-Sources: the messages `sevsnp.Attestation` (go-sev-guest) and `tdx.QuoteV4` (go-tdx-guest); AMD
-56860, table "Attestation report"; Intel's TDX DCAP quoting library, appendix A.3. A byte that comes out wrong breaks the hardware's signature.
+Sources: the messages `sevsnp.Attestation` (go-sev-guest) and `tdx.QuoteV4` (go-tdx-guest); AMD 56860, the attestation
+report's table; Intel's TDX DCAP quoting library, appendix A.3. A wrong byte breaks the signature.
 """
 
 from __future__ import annotations

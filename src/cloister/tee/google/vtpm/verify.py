@@ -21,11 +21,11 @@ from cloister.tee.google.vtpm.evidence import Attestation
 from cloister.tee.google.vtpm.firmware import EVIDENCE, Firmware, Technology
 from cloister.tee.google.vtpm.inner import Inner
 from cloister.trust import chain, tpm
-from cloister.trust.anchors import Anchor, load_certificate
+from cloister.trust.anchors import Anchor
 from cloister.trust.collateral import Collateral
 from cloister.trust.tpm import Quoted
 from cloister.wire.tcg_log import EventLog
-from cloister.wire.tpm import Bank, PublicArea
+from cloister.wire.tpm import Bank
 
 CHECKS: tuple[tuple[str, str], ...] = (
     ("google-vtpm.message", "1. One attestation message of at most 2 MiB, with its TPM structures"),
@@ -117,10 +117,11 @@ def verify(evidence: bytes, context: Context) -> Claims:
 
 def _key(attestation: Attestation, context: Context) -> tuple[Anchor, tuple[x509.Certificate, ...]]:
     """The chain of the certificate whose key is the attestation's; what else came along is an intermediate."""
-    own = (attestation.certificate,) if attestation.certificate is not None else ()
-    others = (*attestation.intermediates, *context.collateral.of("google-ak"))
-    leaf = next((found for der in (*own, *others) if (found := _certifies(der, attestation.key)) is not None), None)
-    if leaf is None and attestation.certificate is not None:
+    certificate, key = attestation.certificate, tpm.public_key(attestation.key)
+    own = (certificates.load(certificate),) if certificate is not None else ()
+    others = [certificates.load(der) for der in (*attestation.intermediates, *context.collateral.of("google-ak"))]
+    leaf = next((each for each in (*own, *others) if each.public_key() == key), None)
+    if leaf is None and own:
         raise NotGenuineError("the certificate is for another key than the attestation names")
     if leaf is None:
         raise UndecidedError(
@@ -129,11 +130,6 @@ def _key(attestation: Attestation, context: Context) -> tuple[Anchor, tuple[x509
     anchors = context.roots("google-vtpm", ANCHORS)
     path = certificates.path(leaf, others, anchors)
     return chain.validate(path, leaf, anchors, now=context.now, profile=certificates.PROFILE)
-
-
-def _certifies(der: bytes, area: PublicArea) -> x509.Certificate | None:
-    certificate = load_certificate(der, "attestation key certificate")
-    return certificate if certificate.public_key() == tpm.public_key(area) else None
 
 
 def _firmware(attestation: Attestation, quoted: Quoted, context: Context) -> Firmware | None:
@@ -206,5 +202,5 @@ def _facts(instance: Instance, firmware: Firmware | None, quoted: Quoted, root: 
     }
     if firmware is not None:
         facts["firmware"] = "" if firmware.version is None else str(firmware.version)
-        facts["technology"] = firmware.technology or ""
+        facts["technology"] = firmware.technology.value if firmware.technology is not None else ""
     return {name: value for name, value in facts.items() if value}
