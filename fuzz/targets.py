@@ -46,7 +46,7 @@ from cloister.weights import jwe, manifest
 from cloister.weights.kbs import Resource
 from cloister.weights.keys import WrappedKey
 from cloister.wire import bhttp, cbor, cose, strict_json, telemetry
-from fuzz import azure_targets, dcap_targets, nvidia_targets, snp_targets
+from fuzz import azure_targets, dcap_targets, google_targets, nvidia_targets, snp_targets
 
 
 @dataclass(frozen=True)
@@ -221,6 +221,9 @@ def _attestations() -> list[bytes]:
     return [json.dumps(body).encode(), json.dumps({"init-data": None, **body}).encode()]
 
 
+#: One module for each TEE folder.
+MORE = (snp_targets, dcap_targets, nvidia_targets, azure_targets, google_targets)
+
 TARGETS: tuple[Target, ...] = (
     Target(
         "cms", lambda: [envelope.seal(bytes(32), RECIPIENT.public_key())],
@@ -283,10 +286,7 @@ TARGETS: tuple[Target, ...] = (
         lambda data: void(telemetry.decode(data)),
     ),
     Target("pipe", lambda: [pack(Kind.CHUNK, 7, b"{}") * 3], lambda data: void(Unpacker().push(data))),
-    *(Target(name, corpus, run) for name, corpus, run in snp_targets.TARGETS),
-    *(Target(name, corpus, run) for name, corpus, run in dcap_targets.TARGETS),
-    *(Target(name, corpus, run) for name, corpus, run in nvidia_targets.TARGETS),
-    *(Target(name, corpus, run) for name, corpus, run in azure_targets.TARGETS),
+    *(Target(name, corpus, run) for more in MORE for name, corpus, run in more.TARGETS),
 )  # fmt: skip
 
 

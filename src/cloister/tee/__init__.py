@@ -5,7 +5,7 @@ which begins with its folder's name. They are explicit tuples and not entry poin
 a permissive verifier.
 """
 
-TEES: tuple[str, ...] = ("nitro", "snp", "tdx", "sgx", "nvidia", "ita", "azure")
+TEES: tuple[str, ...] = ("nitro", "snp", "tdx", "sgx", "nvidia", "ita", "azure", "google")
 FORMATS: tuple[str, ...] = (
-    "nitro", "snp", "tdx", "sgx", "nvidia-gpu", "nvidia-nras", "ita", "azure-vtpm", "azure-maa",
+    "nitro", "snp", "tdx", "sgx", "nvidia-gpu", "nvidia-nras", "ita", "azure-vtpm", "azure-maa", "google-vtpm", "google-space",
 )  # fmt: skip

@@ -42,14 +42,14 @@ P384 = Profile(algorithms=frozenset({Algorithm.ECDSA_P384_SHA384}))
 
 
 def validate(
-    chain: Sequence[bytes],
+    chain: Sequence[bytes | x509.Certificate],
     leaf: bytes | x509.Certificate,
     anchors: Sequence[Anchor],
     *,
     now: datetime,
     profile: Profile = P384,
 ) -> tuple[Anchor, tuple[x509.Certificate, ...]]:
-    """Validate DER `chain` (nearest to the root first) and `leaf` (DER, or parsed already) at `now` (aware).
+    """Validate `chain` (nearest to the root first) and `leaf`, each DER or parsed already, at `now` (aware).
 
     Returns the anchor and the parsed certificates, leaf last. Raises MalformedError or NotGenuineError.
     """

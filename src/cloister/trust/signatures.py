@@ -57,12 +57,13 @@ def of(signed: x509.Certificate | x509.CertificateRevocationList) -> Algorithm |
     if signed.signature_algorithm_oid == SignatureAlgorithmOID.RSASSA_PSS:
         try:
             parameters = signed.signature_algorithm_parameters
+            seen = signed.signature_hash_algorithm
         except (ValueError, UnsupportedAlgorithm):
             return None
         for algorithm, digest in _PSS.items():
             if (
                 isinstance(parameters, padding.PSS)
-                and isinstance(signed.signature_hash_algorithm, type(digest))
+                and isinstance(seen, type(digest))
                 and isinstance(parameters.mgf._algorithm, type(digest))
                 and parameters._salt_length == digest.digest_size
             ):

@@ -1,0 +1,1 @@
+"""Tokens of Google Cloud Attestation, mostly those of Confidential Space."""
