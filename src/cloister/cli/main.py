@@ -7,6 +7,7 @@ import typer
 from cloister import __version__
 from cloister.cli.build import build, image
 from cloister.cli.chat import chat
+from cloister.cli.collateral import collateral
 from cloister.cli.connect import connect
 from cloister.cli.demo import demo
 from cloister.cli.inspect import inspect
@@ -46,6 +47,7 @@ for verb in (demo, verify, inspect, chat, connect, serve, relay, build, up, stat
 app.add_typer(policy)
 app.add_typer(image, name="image")
 app.add_typer(lab, name="lab")
+app.add_typer(collateral, name="collateral")
 
 
 def main() -> None:
