@@ -9,7 +9,7 @@ import json
 import re
 from datetime import datetime, timedelta
 
-from cloister.errors import MalformedError, NotGenuineError, UndecidedError
+from cloister.errors import MalformedError, NotGenuineError, UndecidedError, UsageError
 from cloister.trust import jwt
 from cloister.trust.anchors import load_certificate
 from cloister.trust.crl import MAX_CRL
@@ -73,10 +73,13 @@ def _discovered(http: Http, place: str) -> str:
     if fields.text("issuer") != GOOGLE:
         raise NotGenuineError("the discovery document is another issuer's")
     text = fields.text("jwks_uri")
-    url = check_url(text)
+    try:
+        url = check_url(text)
+    except UsageError:
+        raise MalformedError("discovery document: jwks_uri is not a plain https URL") from None
     if origin(url) != origin(check_url(place)) and not str(url).startswith(_GOOGLE_KEYS):
-        raise UndecidedError("the discovery document points to a place that is not Google's")
-    return text
+        raise NotGenuineError("the discovery document points to a place that is not Google's")
+    return str(url)
 
 
 def ita_certs(need: Need, base: str) -> Source:
