@@ -38,7 +38,7 @@ from cloister.trust.anchors import Anchor
 from cloister.weights import manifest
 from cloister.weights.keys import WrappedKey
 from cloister.wire import bhttp, cbor, cose, strict_json
-from fuzz import snp_targets
+from fuzz import fetch_targets, snp_targets
 
 
 @dataclass(frozen=True)
@@ -213,6 +213,7 @@ TARGETS: tuple[Target, ...] = (
     Target("parent-head", lambda: [b"GET /models/a HTTP/1.1\r\nRange: bytes=0-9"], lambda data: void(head.parse(data))),
     Target("pipe", lambda: [pack(Kind.CHUNK, 7, b"{}") * 3], lambda data: void(Unpacker().push(data))),
     *(Target(name, corpus, run) for name, corpus, run in snp_targets.TARGETS),
+    *(Target(name, corpus, run) for name, corpus, run in fetch_targets.TARGETS),
 )  # fmt: skip
 
 

@@ -160,8 +160,9 @@ class Kds:
 
     def __init__(self) -> None:
         self.busy: list[Reply] = []
-        self.crl = signer.revocations
-        self.vcek = signer.endorsement
+        self.crl: Callable[[str], bytes] = signer.revocations
+        self.vcek: Callable[[str], bytes] = signer.endorsement
+        self.intermediate = signer.intermediate
 
     def __call__(self, call: Call) -> Reply:
         if self.busy:
@@ -173,7 +174,7 @@ class Kds:
         if what == "crl":
             return Reply(body=self.crl(product))
         if what == "cert_chain":
-            return Reply(body=pem(signer.intermediate(product, vlek=kind == "vlek"), signer._root(f"ARK-{product}")))
+            return Reply(body=pem(self.intermediate(product, vlek=kind == "vlek"), signer._root(f"ARK-{product}")))
         names = ("fmcSPL", "blSPL", "teeSPL", "snpSPL", "ucodeSPL")
         wanted = {name: f"{value:02d}" for name, value in zip(names, signer.TCB, strict=True)}
         if product != "Turin":

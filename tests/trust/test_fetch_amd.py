@@ -19,6 +19,8 @@ from tests.trust.services import QUICK, Call, Kds, Reply, Service, Time, fetcher
 from cloister.errors import MalformedError, NotGenuineError, UndecidedError
 from cloister.tee.snp.evidence import Report
 from cloister.tee.snp.needs import needs
+from cloister.trust import crl
+from cloister.trust.chain import P384
 from cloister.trust.fetch.cache import Cache
 from cloister.trust.fetch.fetcher import Fetcher
 from cloister.trust.fetch.http import Http
@@ -256,6 +258,19 @@ def test_a_poisoned_file_whose_checksum_fits_is_dropped(service: Service, time: 
     other = dataclasses.replace(entry, key="another question")
     _only(tmp_path).write_bytes(other.to_bytes())
     assert cache.load(entry.key) is None
+
+
+def test_a_list_of_no_known_version(service: Service, time: Time, tmp_path: Path) -> None:
+    """The library has an exception of its own for that: found by fuzzing."""
+    good = signer.revocations("Genoa")
+    at = good.index(b"\x02\x01\x01")
+    bad = good[: at + 2] + b"\x03" + good[at + 3 :]
+    service.answer = lambda call: Reply(body=bad)
+    with pytest.raises(UndecidedError, match="not a certificate revocation list"):
+        fetcher(tmp_path, time, base=service.url).get(_need("amd-crl"))
+    for read in (crl.issuer, lambda der: crl.load(der, "", signer.leaf_key().public_key(), P384, now=signer.NOW)):
+        with pytest.raises(MalformedError):
+            read(bad)
 
 
 def test_a_clock_that_went_back_makes_the_cache_stale(service: Service, time: Time, tmp_path: Path) -> None:

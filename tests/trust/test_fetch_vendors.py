@@ -13,12 +13,12 @@ from urllib.parse import quote
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
-from cryptography.x509.oid import NameOID
 from tests.tee.ita import signer as ita
+from tests.trust import pcs
 from tests.trust.services import Answering, Call, Reply, Service, Time, fetcher, serving
 
 from cloister.errors import MalformedError, UndecidedError
@@ -49,98 +49,32 @@ def service() -> Iterator[Service]:
 # --- Intel ---
 
 
-@cache
-def _ec(name: str) -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(ec.SECP256R1())
-
-
-def _name(common: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
-
-
-def _certificate(subject: str, issuer: str, end: datetime = NOW + 1000 * DAY) -> bytes:
-    builder = x509.CertificateBuilder().subject_name(_name(subject)).issuer_name(_name(issuer)).serial_number(7)
-    builder = builder.public_key(_ec(subject).public_key()).not_valid_before(NOW - 900 * DAY).not_valid_after(end)
-    return builder.sign(_ec(issuer), SHA256()).public_bytes(Encoding.PEM)
-
-
-def _crl(issuer: str, end: datetime = NOW + 20 * DAY) -> bytes:
-    builder = x509.CertificateRevocationListBuilder().issuer_name(_name(issuer)).last_update(NOW - DAY).next_update(end)
-    return builder.sign(_ec(issuer), SHA256()).public_bytes(Encoding.DER)
-
-
-ROOT, TCB_SIGNER = "Intel SGX Root CA", "Intel SGX TCB Signing"
-CAS = {"platform": "Intel SGX PCK Platform CA", "processor": "Intel SGX PCK Processor CA"}
-FMSPC = "90c06f000000"
-
-
-class Pcs:
-    """Intel's service for one platform; `form` is how a list is sent: DER or hex. Members are replaced by tests."""
-
-    def __init__(self) -> None:
-        self.tcb_end, self.crl_end = NOW + 30 * DAY, NOW + 20 * DAY
-        self.hex = False
-        self.replies: dict[str, Reply] = {}
-        self.fmspc = FMSPC
-        self.signer_end = NOW + 1000 * DAY
-
-    def _text(self, what: str, end: datetime) -> str:
-        # Spaces and order as no encoder of ours would write them: the text must come through as it is.
-        stamp = "%Y-%m-%dT%H:%M:%SZ"
-        return f'{{"id":"{what}", "version":3,"issueDate":"{NOW - DAY:{stamp}}","nextUpdate":"{end:{stamp}}","fmspc":"{self.fmspc}"}}'
-
-    def _chain(self, name: str) -> str:
-        return quote((_certificate(name, ROOT, self.signer_end) + _certificate(ROOT, ROOT)).decode())
-
-    def _list(self, issuer: str) -> bytes:
-        return _crl(issuer, self.crl_end).hex().encode() if self.hex else _crl(issuer, self.crl_end)
-
-    def __call__(self, call: Call) -> Reply:
-        tee, part = call.route.lstrip("/").split("/certification/v4/")
-        if part in self.replies:
-            return self.replies[part]
-        if part == "tcb" and call.query == {"fmspc": self.fmspc.upper()}:
-            text = self._text(tee.upper(), self.tcb_end)
-            body = f'{{"tcbInfo":{text},"signature":"{"ab" * 64}"}}'
-            return Reply(body=body.encode(), headers={"TCB-Info-Issuer-Chain": self._chain(TCB_SIGNER)})
-        if part == "qe/identity":
-            text = self._text("TD_QE" if tee == "tdx" else "QE", NOW + 30 * DAY)
-            body = f'{{"enclaveIdentity":{text},"signature":"{"cd" * 64}"}}'
-            return Reply(body=body.encode(), headers={"SGX-Enclave-Identity-Issuer-Chain": self._chain(TCB_SIGNER)})
-        if part == "pckcrl" and tee == "sgx" and call.query["encoding"] == "der":
-            name = CAS[call.query["ca"]]
-            return Reply(body=self._list(name), headers={"SGX-PCK-CRL-Issuer-Chain": self._chain(name)})
-        if part == "rootcacrl" and tee == "sgx":
-            return Reply(body=self._list(ROOT))
-        return Reply(404)
-
-
-def _intel(tee: str = "tdx", ca: str = "platform", fmspc: str = FMSPC) -> Need:
+def _intel(tee: str = "tdx", ca: str = "platform", fmspc: str = pcs.FMSPC) -> Need:
     return Need(kind="intel-collateral", parameters={"tee": tee, "fmspc": fmspc, "ca": ca})
 
 
 @pytest.mark.parametrize("form", [False, True])
 @pytest.mark.parametrize(("tee", "ca"), [("tdx", "platform"), ("sgx", "processor")])
 def test_intel_collateral(service: Service, time: Time, tmp_path: Path, tee: str, ca: str, form: bool) -> None:
-    pcs = Pcs()
-    pcs.hex = form
-    service.answer = pcs
+    intels = pcs.Pcs()
+    intels.hex = form
+    service.answer = intels
     item = fetcher(tmp_path, time, base=service.url).get(_intel(tee, ca))
     members = json.loads(item.data)
     assert set(members) == {
         "pck_crl_issuer_chain", "root_ca_crl", "pck_crl", "tcb_info_issuer_chain", "tcb_info", "tcb_info_signature",
         "qe_identity_issuer_chain", "qe_identity", "qe_identity_signature",
     }  # fmt: skip
-    assert members["tcb_info"] == pcs._text(tee.upper(), pcs.tcb_end)
+    assert members["tcb_info"] == intels.text(tee.upper(), intels.tcb_end)
     assert members["tcb_info_signature"] == "ab" * 64
     assert members["qe_identity_signature"] == "cd" * 64
-    assert x509.load_der_x509_crl(bytes.fromhex(members["pck_crl"])).issuer == _name(CAS[ca])
+    assert x509.load_der_x509_crl(bytes.fromhex(members["pck_crl"])).issuer == pcs.name(pcs.CAS[ca])
     assert members["tcb_info_issuer_chain"].count("BEGIN CERTIFICATE") == 2
     assert len(service.calls) == 4
 
 
 def test_intel_collateral_lives_as_long_as_its_shortest_part(service: Service, time: Time, tmp_path: Path) -> None:
-    service.answer = pcs = Pcs()
+    service.answer = intels = pcs.Pcs()
     fetching = fetcher(tmp_path, time, base=service.url)
     first = fetching.get(_intel())
     time.now = NOW + 20 * DAY
@@ -151,7 +85,7 @@ def test_intel_collateral_lives_as_long_as_its_shortest_part(service: Service, t
         offline.get(_intel())
     with pytest.raises(UndecidedError, match="expired"):
         fetching.get(_intel())
-    pcs.crl_end, pcs.signer_end = NOW + 50 * DAY, NOW + DAY
+    intels.crl_end, intels.signer_end = NOW + 50 * DAY, NOW + DAY
     with pytest.raises(UndecidedError, match="expired"):
         fetching.get(_intel())
 
@@ -166,15 +100,15 @@ def test_intel_collateral_lives_as_long_as_its_shortest_part(service: Service, t
         ("qe/identity", Reply(body=b'{"enclaveIdentity":[],"signature":"' + b"00" * 64 + b'"}')),
         ("qe/identity", Reply(404)),
         ("pckcrl", Reply(body=b"\x30\x00")),
-        ("rootcacrl", Reply(body=_crl("Intel SGX PCK Platform CA"))),
+        ("rootcacrl", Reply(body=pcs.crl("Intel SGX PCK Platform CA"))),
         ("rootcacrl", Reply(body=b"zz")),
         ("rootcacrl", Reply(body=b"")),
         ("rootcacrl", Reply(body=b"\xff" * 4_000_000)),
     ],
 )
 def test_intel_lies(service: Service, time: Time, tmp_path: Path, part: str, reply: Reply) -> None:
-    service.answer = pcs = Pcs()
-    pcs.replies[part] = reply
+    service.answer = intels = pcs.Pcs()
+    intels.replies[part] = reply
     with pytest.raises(UndecidedError):
         fetcher(tmp_path, time, base=service.url).get(_intel())
     assert list(tmp_path.glob("*.item")) == []
@@ -184,17 +118,17 @@ def test_intel_lies(service: Service, time: Time, tmp_path: Path, part: str, rep
     "header", ["", "-----BEGIN", quote("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n" * 2), "%ff%fe"]
 )
 def test_intel_chain_in_the_header_must_be_one(service: Service, time: Time, tmp_path: Path, header: str) -> None:
-    service.answer = pcs = Pcs()
-    good = pcs(Call("GET", f"/tdx/certification/v4/tcb?fmspc={FMSPC.upper()}", b"", {}))
-    pcs.replies["tcb"] = Reply(body=good.body, headers={"TCB-Info-Issuer-Chain": header})
+    service.answer = intels = pcs.Pcs()
+    good = intels(Call("GET", f"/tdx/certification/v4/tcb?fmspc={pcs.FMSPC.upper()}", b"", {}))
+    intels.replies["tcb"] = Reply(body=good.body, headers={"TCB-Info-Issuer-Chain": header})
     with pytest.raises(UndecidedError, match="gave no intel-collateral"):
         fetcher(tmp_path, time, base=service.url).get(_intel())
 
 
 def test_intel_tcb_info_of_another_platform(service: Service, time: Time, tmp_path: Path) -> None:
-    service.answer = pcs = Pcs()
-    body = pcs(Call("GET", f"/tdx/certification/v4/tcb?fmspc={FMSPC.upper()}", b"", {}))
-    pcs.replies["tcb"] = Reply(body=body.body.replace(FMSPC.encode(), b"00806f050000"), headers=body.headers)
+    service.answer = intels = pcs.Pcs()
+    body = intels(Call("GET", f"/tdx/certification/v4/tcb?fmspc={pcs.FMSPC.upper()}", b"", {}))
+    intels.replies["tcb"] = Reply(body=body.body.replace(pcs.FMSPC.encode(), b"00806f050000"), headers=body.headers)
     with pytest.raises(UndecidedError, match="another platform"):
         fetcher(tmp_path, time, base=service.url).get(_intel())
 
@@ -207,14 +141,14 @@ def test_intels_own_service_has_the_root_list_elsewhere(time: Time, tmp_path: Pa
             asked.append(url)
             if "rootcacrl" in url or url.startswith("https://certificates"):
                 raise UndecidedError("enough")
-            reply = Pcs()(Call("GET", url.removeprefix(intel.BASE), b"", {}))
+            reply = pcs.Pcs()(Call("GET", url.removeprefix(intel.BASE), b"", {}))
             return intel.Answer(body=reply.body, headers={k.lower(): v for k, v in reply.headers.items()})
 
     make, base = SOURCES["intel-collateral"]
     with pytest.raises(UndecidedError, match="enough"):
         make(_intel(), base).load(Recording())  # type: ignore[arg-type]
     assert asked == [
-        f"https://api.trustedservices.intel.com/tdx/certification/v4/tcb?fmspc={FMSPC.upper()}",
+        f"https://api.trustedservices.intel.com/tdx/certification/v4/tcb?fmspc={pcs.FMSPC.upper()}",
         "https://api.trustedservices.intel.com/tdx/certification/v4/qe/identity",
         "https://api.trustedservices.intel.com/sgx/certification/v4/pckcrl?ca=platform&encoding=der",
         "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der",
@@ -231,16 +165,16 @@ def test_intel_collateral_that_is_real_is_read(vectors: Path) -> None:
     ):
         data = (vectors / file).read_bytes()
         fmspc = fmspc or json.loads(json.loads(data)["tcb_info"])["fmspc"].lower()
-        life[file] = intel._life(data, tee=tee, fmspc=fmspc, ca=ca)
+        life[file] = intel.life(data, tee=tee, fmspc=fmspc, ca=ca)
         with pytest.raises(Exception, match="another"):
-            intel._life(data, tee=tee, fmspc="000000000000", ca=ca)
+            intel.life(data, tee=tee, fmspc="000000000000", ca=ca)
     assert life["tdx/lunal_90c06f_collateral.json"].until.strftime("%Y-%m") == "2026-04"
 
 
 def test_intel_signed_texts_that_are_real_come_through_whole(vectors: Path) -> None:
     for file, name in (("sample_tcbInfo_response", "tcbInfo"), ("sample_qeIdentity_response", "enclaveIdentity")):
         body = (vectors / "tdx" / f"go-tdx-guest_{file}").read_bytes()
-        text, signature = intel._signed(body, name)
+        text, signature = intel.signed_text(body, name)
         assert text.encode() in body
         assert len(signature) == 128
 
@@ -296,7 +230,7 @@ def test_rim_lies(service: Service, time: Time, tmp_path: Path, changes: Mapping
 
 
 def _certificate_object(subject: str, issuer: str) -> x509.Certificate:
-    return x509.load_pem_x509_certificate(_certificate(subject, issuer))
+    return x509.load_pem_x509_certificate(pcs.certificate(subject, issuer))
 
 
 def _ocsp_need() -> Need:
@@ -318,7 +252,7 @@ def _responder(
             revocation_reason=None,
         )  # fmt: skip
         builder = builder.responder_id(ocsp.OCSPResponderEncoding.HASH, _certificate_object(issuer, issuer))
-        return Reply(body=builder.sign(_ec(issuer), SHA256()).public_bytes(Encoding.DER))
+        return Reply(body=builder.sign(pcs.key(issuer), SHA256()).public_bytes(Encoding.DER))
 
     return answer
 

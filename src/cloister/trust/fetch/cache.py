@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,7 +88,13 @@ class Cache:
             if found.st_mode & 0o077:
                 self.folder.chmod(0o700)
         except OSError as error:
-            raise UsageError(f"cannot keep collateral in {self.folder}: {error.strerror}") from None
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: OSError) -> UsageError:
+        return UsageError(
+            f"cannot keep collateral in {self.folder}: {error.strerror}",
+            hint="Set XDG_CACHE_HOME to a folder of yours.",
+        )
 
     def load(self, key: str) -> Entry | None:
         """What was kept for that question; a damaged file, or one of another question, is removed."""
@@ -101,15 +107,18 @@ class Cache:
     def store(self, entry: Entry) -> None:
         """Keep it in place of what was there."""
         target = self._path(entry.key)
-        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".incoming-")
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(entry.to_bytes())
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".incoming-")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(entry.to_bytes())
+                    file.flush()
+                    os.fsync(file.fileno())
+                Path(temporary).replace(target)
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+        except OSError as error:
+            raise self._unusable(error) from None
 
     def discard(self, key: str) -> None:
         """Forget it."""
@@ -123,7 +132,11 @@ class Cache:
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """One thread of one process at a time; whoever holds it is bounded by the limits of its requests."""
-        with self._path(name, "lock").open("ab") as file:
+        try:
+            file = self._path(name, "lock").open("ab")
+        except OSError as error:
+            raise self._unusable(error) from None
+        with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -139,7 +152,8 @@ class Cache:
         except FileNotFoundError:
             return None
         except (OSError, MalformedError):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
             return None
 
 

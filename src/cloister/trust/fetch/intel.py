@@ -47,8 +47,8 @@ def collateral(need: Need, base: str) -> Source:
         identity = http.get(f"{own}/qe/identity", limit=MAX_TEXT)
         pck = http.get(f"{shared}/pckcrl?ca={ca}&encoding=der", limit=2 * MAX_CRL)
         root = http.get(ROOT_CRL if base == BASE else f"{shared}/rootcacrl", limit=2 * MAX_CRL)
-        tcb_info, tcb_signature = _signed(tcb.body, "tcbInfo")
-        qe_identity, qe_signature = _signed(identity.body, "enclaveIdentity")
+        tcb_info, tcb_signature = signed_text(tcb.body, "tcbInfo")
+        qe_identity, qe_signature = signed_text(identity.body, "enclaveIdentity")
         members = {
             "pck_crl_issuer_chain": _header(pck, "sgx-pck-crl-issuer-chain"),
             "root_ca_crl": _der(root.body).hex(),
@@ -65,12 +65,12 @@ def collateral(need: Need, base: str) -> Source:
     return Source(
         key=f"{own} fmspc={fmspc} ca={ca}",
         load=load,
-        life=lambda data, _: _life(data, tee=tee, fmspc=fmspc, ca=ca),
+        life=lambda data, _: life(data, tee=tee, fmspc=fmspc, ca=ca),
         fresh=timedelta(days=1),
     )
 
 
-def _life(data: bytes, *, tee: str, fmspc: str, ca: str) -> Life:
+def life(data: bytes, *, tee: str, fmspc: str, ca: str) -> Life:
     """What all parts have in common: from the youngest's beginning to the first end."""
     fields = Fields(strict_json.loads(data, WHAT, limit=MAX_ITEM), WHAT)
     tcb = _inner(fields, "tcb_info")
@@ -95,7 +95,7 @@ def _life(data: bytes, *, tee: str, fmspc: str, ca: str) -> Life:
     return Life(max(life.start for life in lives), min(life.until for life in lives))
 
 
-def _signed(body: bytes, name: str) -> tuple[str, str]:
+def signed_text(body: bytes, name: str) -> tuple[str, str]:
     """The signed text as it stands, and the signature (hex): the text must not be written anew."""
     whole = Fields(strict_json.loads(body, WHAT, limit=MAX_TEXT), WHAT)
     found = re.fullmatch(

@@ -36,7 +36,7 @@ def rim(need: Need, base: str) -> Source:
     url = f"{base}/v1/rim/{name}"
 
     def load(http: Http) -> bytes:
-        return _rim(http.get(url, limit=2 * MAX_ITEM).body, name)
+        return manifest(http.get(url, limit=2 * MAX_ITEM).body, name)
 
     def life(data: bytes, fetched: datetime) -> Life:
         if not data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") or b"SoftwareIdentity" not in data:
@@ -49,7 +49,8 @@ def rim(need: Need, base: str) -> Source:
     return Source(key=url, load=load, life=life, fresh=timedelta(days=30))
 
 
-def _rim(body: bytes, name: str) -> bytes:
+def manifest(body: bytes, name: str) -> bytes:
+    """The document in an answer of the RIM service for that id; raises MalformedError or NotGenuineError."""
     fields = strict_json.Fields(strict_json.loads(body, "RIM service", limit=2 * MAX_ITEM), "RIM service")
     if fields.text("id") != name:
         raise NotGenuineError("the RIM service gives another manifest")
@@ -70,9 +71,7 @@ def _rim(body: bytes, name: str) -> bytes:
 
 def ocsp(need: Need, base: str) -> Source:
     """`certificate` and `issuer`, each DER in base64. Without a nonce: the responder supports none."""
-    certificate, issuer = (
-        load_certificate(base64.b64decode(parameter(need, name, _BASE64)), name) for name in ("certificate", "issuer")
-    )
+    certificate, issuer = (load_certificate(_octets(need, name), name) for name in ("certificate", "issuer"))
     request = x509_ocsp.OCSPRequestBuilder().add_certificate(certificate, issuer, SHA384()).build()
     body = request.public_bytes(Encoding.DER)
 
@@ -88,6 +87,13 @@ def ocsp(need: Need, base: str) -> Source:
         return Life(start, response.next_update_utc or start + OCSP_LIFE)
 
     return Source(key=f"{base} {hashlib.sha256(body).hexdigest()}", load=load, life=life, fresh=timedelta(hours=1))
+
+
+def _octets(need: Need, name: str) -> bytes:
+    try:
+        return base64.b64decode(parameter(need, name, _BASE64), validate=True)
+    except binascii.Error:
+        raise MalformedError(f"{need.kind}: {name} is not base64") from None
 
 
 def _response(data: bytes) -> x509_ocsp.OCSPResponse:

@@ -72,15 +72,16 @@ def certificates(pem: bytes, count: int, what: str) -> tuple[bytes, ...]:
 
 def crl_life(der: bytes, issuer: str, what: str) -> Life:
     """The life of one DER list whose issuer has that common name; raises MalformedError or NotGenuineError."""
+    if len(der) > MAX_CRL:
+        raise MalformedError(f"{what}: {len(der)} bytes, the limit is {MAX_CRL}")
     try:
-        found = x509.load_der_x509_crl(der) if len(der) <= MAX_CRL else None
-        whole = found is not None and found.public_bytes(Encoding.DER) == der
-    except (ValueError, TypeError):
-        found = None
-    if found is None or not whole:
-        raise MalformedError(f"{what}: not a certificate revocation list")
-    if common_name(found.issuer) != issuer:
+        found = x509.load_der_x509_crl(der)
+        whole = found.public_bytes(Encoding.DER) == der
+        name, start, until = common_name(found.issuer), found.last_update_utc, found.next_update_utc
+    except (ValueError, TypeError, x509.InvalidVersion):
+        raise MalformedError(f"{what}: not a certificate revocation list") from None
+    if not whole or until is None:
+        raise MalformedError(f"{what}: not one DER list, or one without an end")
+    if name != issuer:
         raise NotGenuineError(f"{what}: the list of another issuer")
-    if found.next_update_utc is None:
-        raise MalformedError(f"{what}: it does not say until when it holds")
-    return Life(found.last_update_utc, found.next_update_utc)
+    return Life(start, until)
