@@ -212,6 +212,7 @@ def tls_pair(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
         x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]),
         x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.public_key()),
     )
+    (folder / "ca.pem").write_bytes(root.public_bytes(Encoding.PEM))
     (folder / "leaf.pem").write_bytes(leaf.public_bytes(Encoding.PEM))
     (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

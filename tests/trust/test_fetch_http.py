@@ -216,10 +216,16 @@ def test_addresses_that_are_refused(clock: Time, url: str) -> None:
     assert clock.slept == []
 
 
-def test_tls_is_checked(clock: Time, tmp_path: Path) -> None:
+def test_tls_is_checked(clock: Time, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server, client = tls_pair(tmp_path)
     with serving(lambda call: Reply(body=b"good"), server) as service:
         assert Http(clock=clock.clock, limits=QUICK, tls=client).get(service.url, limit=99).body == b"good"
         with pytest.raises(UndecidedError, match="ConnectError"):
             _http(clock).get(service.url, limit=99)
+        with pytest.raises(UndecidedError, match="ConnectError"):
+            Http(clock=clock.clock, limits=QUICK, tls=client).get(
+                service.url.replace("127.0.0.1", "localhost"), limit=99
+            )
         assert len(service.calls) == 1
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        assert _http(clock).get(service.url, limit=99).body == b"good"

@@ -171,6 +171,26 @@ def test_intel_collateral_that_is_real_is_read(vectors: Path) -> None:
     assert life["tdx/lunal_90c06f_collateral.json"].until.strftime("%Y-%m") == "2026-04"
 
 
+def test_real_collateral_comes_out_as_it_is_stored(service: Service, time: Time, tmp_path: Path, vectors: Path) -> None:
+    """What Intel signed, given out by a service of ours in the pieces in which Intel gives it."""
+    stored = json.loads((vectors / "tdx" / "lunal_90c06f_collateral.json").read_bytes())
+
+    def part(name: str, member: str, header: str) -> Reply:
+        body = f'{{"{member}":{stored[name]},"signature":"{stored[f"{name}_signature"]}"}}'
+        return Reply(body=body.encode(), headers={header: quote(stored[f"{name}_issuer_chain"])})
+
+    crl_header = {"SGX-PCK-CRL-Issuer-Chain": quote(stored["pck_crl_issuer_chain"])}
+    service.answer = intels = pcs.Pcs()
+    intels.replies = {
+        "tcb": part("tcb_info", "tcbInfo", "TCB-Info-Issuer-Chain"),
+        "qe/identity": part("qe_identity", "enclaveIdentity", "SGX-Enclave-Identity-Issuer-Chain"),
+        "pckcrl": Reply(body=bytes.fromhex(stored["pck_crl"]), headers=crl_header),
+        "rootcacrl": Reply(body=stored["root_ca_crl"].encode()),
+    }
+    time.now = datetime.fromisoformat("2026-03-20T00:00:00Z")
+    assert json.loads(fetcher(tmp_path, time, base=service.url).get(_intel()).data) == stored
+
+
 def test_intel_signed_texts_that_are_real_come_through_whole(vectors: Path) -> None:
     for file, name in (("sample_tcbInfo_response", "tcbInfo"), ("sample_qeIdentity_response", "enclaveIdentity")):
         body = (vectors / "tdx" / f"go-tdx-guest_{file}").read_bytes()
