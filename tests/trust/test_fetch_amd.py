@@ -16,14 +16,14 @@ import pytest
 from tests.tee.snp import signer
 from tests.trust.services import QUICK, Call, Kds, Reply, Service, Time, fetcher, pem, serving
 
-from cloister.errors import MalformedError, NotGenuineError, UndecidedError
+from cloister.errors import MalformedError, NotGenuineError, UndecidedError, UsageError
 from cloister.tee.snp.evidence import Report
 from cloister.tee.snp.needs import needs
 from cloister.trust import crl
 from cloister.trust.chain import P384
 from cloister.trust.fetch.cache import Cache
 from cloister.trust.fetch.fetcher import Fetcher
-from cloister.trust.fetch.http import Http
+from cloister.trust.fetch.http import Http, Limits
 from cloister.trust.need import Need
 
 DAY = timedelta(days=1)
@@ -273,6 +273,27 @@ def test_a_list_of_no_known_version(service: Service, time: Time, tmp_path: Path
             read(bad)
 
 
+def test_refresh_asks_whatever_is_kept(service: Service, kds: Kds, time: Time, tmp_path: Path) -> None:
+    need, old = _need("amd-crl"), signer.revocations("Genoa", start=signer.NOW - 31 * DAY)
+    first = fetcher(tmp_path, time, base=service.url).get(need)
+    kds.crl = lambda product: old
+    assert fetcher(tmp_path, time, base=service.url, refresh=True).get(need).data == old != first.data
+    service.answer = lambda call: Reply(503)
+    assert fetcher(tmp_path, time, base=service.url, refresh=True).get(need).data == old
+    with pytest.raises(UsageError):
+        fetcher(tmp_path, time, offline=True, refresh=True)
+
+
+def test_a_strangers_questions_leave_few_files(service: Service, time: Time, tmp_path: Path) -> None:
+    service.answer = lambda call: Reply(404)
+    fetching = fetcher(tmp_path, time, base=service.url, limits=Limits(tries=1))
+    for number in range(40):
+        with pytest.raises(UndecidedError):
+            fetching.get(Need(kind="nvidia-rim", parameters={"id": f"A{number}"}))
+    assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} == {"item"}
+    assert all(len(path.name) == len("item-00.lock") for path in tmp_path.iterdir())
+
+
 def test_a_clock_that_went_back_makes_the_cache_stale(service: Service, time: Time, tmp_path: Path) -> None:
     fetching, need = fetcher(tmp_path, time, base=service.url), _need("amd-crl")
     time.now += 5 * DAY
@@ -318,11 +339,11 @@ class _Watched(Cache):
         self.threads, self.seen, self.all_came = threads, set[int](), threading.Event()
 
     @contextlib.contextmanager
-    def lock(self, name: str) -> Iterator[None]:
+    def lock(self, name: str, kind: str = "item") -> Iterator[None]:
         self.seen.add(threading.get_ident())
         if len(self.seen) == self.threads:
             self.all_came.set()
-        with super().lock(name):
+        with super().lock(name, kind):
             yield
 
 

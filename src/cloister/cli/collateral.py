@@ -27,6 +27,7 @@ def fetch(
     tee: Annotated[str, typer.Option(help="Its format.")],
     out: Annotated[Path, typer.Option(help="The folder for `cloister verify --collateral`; one for each evidence.")],
     offline: Annotated[bool, typer.Option(help="Use only what is in the cache.")] = False,
+    refresh: Annotated[bool, typer.Option(help="Ask the services whatever the cache has.")] = False,
     base_url: Annotated[
         list[str] | None, typer.Option(help="KIND=URL: another service for a kind, such as your own PCCS.")
     ] = None,
@@ -41,7 +42,7 @@ def fetch(
             f"nothing is fetched for {tee}", hint="What it needs comes with the evidence; see docs/collateral.md."
         )
     needs = form.needs(_read(evidence))
-    fetcher = Fetcher(Cache(), bases=_bases(base_url or []), offline=offline)
+    fetcher = Fetcher(Cache(), bases=_bases(base_url or []), offline=offline, refresh=refresh)
     items, missing = list[Item](), list[UndecidedError]()
     for need in needs:
         try:

@@ -67,8 +67,8 @@ class Entry:
             data=data,
         )
         fields.done()
-        if entry.kind not in KINDS:
-            raise MalformedError("cache: an item of unknown kind")
+        if entry.kind not in KINDS or not entry.key.isprintable():
+            raise MalformedError("cache: an item of unknown kind, or for no question")
         return entry
 
 
@@ -130,18 +130,22 @@ class Cache:
         return sorted((entry for entry in found if entry is not None), key=lambda each: (each.kind, each.key))
 
     @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """One thread of one process at a time; whoever holds it is bounded by the limits of its requests."""
+    def lock(self, name: str, kind: str = "item") -> Iterator[None]:
+        """One thread of one process at a time; whoever holds it is bounded by the limits of its requests.
+
+        Names share 256 files of their kind, for a stranger may cause any number of them. Only locks of different kinds
+        may be held together, and all in the same order.
+        """
         try:
-            file = self._path(name, "lock").open("ab")
+            file = (self.folder / f"{kind}-{hashlib.sha256(name.encode()).hexdigest()[:2]}.lock").open("ab")
         except OSError as error:
             raise self._unusable(error) from None
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _path(self, key: str, kind: str = "item") -> Path:
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.{kind}"
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.item"
 
     @staticmethod
     def _read(path: Path) -> Entry | None:

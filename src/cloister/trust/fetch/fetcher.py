@@ -26,13 +26,16 @@ SOURCES: Mapping[str, tuple[Callable[[Need, str], Source], str]] = {
     "ita-crl": (issuers.ita_crl, ""),
     "jwks": (issuers.jwks, ""),
 }
+#: Failures that are remembered for those who wait for the same answer.
+MAX_FAILURES = 256
 
 
 class Fetcher:
     """Answers needs. It blocks and may be shared by threads; any number of processes may share the cache.
 
     `bases` replaces a kind's service (a PCCS, a mirror): whoever names one for `jwks` trusts it as the issuer. With
-    `offline` no socket is opened.
+    `offline` no socket is opened. With `refresh` the service is asked whatever the cache has (keys that rotated), and
+    its answer may be older than what was kept.
     """
 
     def __init__(
@@ -43,12 +46,16 @@ class Fetcher:
         clock: Clock | None = None,
         bases: Mapping[str, str] | None = None,
         offline: bool = False,
+        refresh: bool = False,
     ) -> None:
+        if offline and refresh:
+            raise UsageError("what is asked for anew cannot be had offline")
         self._cache = cache
         self._clock = clock or Clock()
         self._http = http or Http(clock=self._clock)
         self._bases = {kind: _base(kind, url) for kind, url in (bases or {}).items()}
         self._offline = offline
+        self._refresh = refresh
         self._failures: dict[str, tuple[int, UndecidedError]] = {}
         self._count = 0
         self._guard = threading.Lock()
@@ -58,11 +65,11 @@ class Fetcher:
         with self._guard:
             began = self._count
         # The cache first, so that what was found by trying is not tried again.
-        for ask in (False,) if self._offline else (False, True):
+        for ask in (False,) if self._offline else (True,) if self._refresh else (False, True):
             alternative: Need | None = need
             while alternative is not None:
                 try:
-                    return Item(need.kind, self._get(alternative, began, ask=ask))
+                    return Item(alternative.kind, self._get(alternative, began, ask=ask))
                 except NotFound as error:
                     failure, alternative = error, alternative.otherwise
         raise failure
@@ -75,14 +82,15 @@ class Fetcher:
         # Many that miss at once ask once: the others wait here and then find the answer, or the failure.
         with self._cache.lock(source.key):
             kept, life = self._kept(source)
-            if kept is not None and (self._offline or self._clock.now() < kept.fetched + source.fresh):
+            fresh = kept is not None and self._clock.now() < kept.fetched + source.fresh
+            if kept is not None and (self._offline or (fresh and not self._refresh)):
                 return kept.data
             if not ask:
                 raise NotFound(
                     f"{need.kind} is not in the cache, and this is offline", hint="Fetch it once while online."
                 )
             try:
-                return self._ask(need, source, life, began)
+                return self._ask(need, source, None if self._refresh else life, began)
             except UndecidedError:
                 if kept is None:
                     raise
@@ -110,13 +118,14 @@ class Fetcher:
         if failure is not None and at >= began:
             raise type(failure)(failure.message, hint=failure.hint)
         try:
-            with self._cache.lock(source.serial) if source.serial else nullcontext():
+            with self._cache.lock(source.serial, "host") if source.serial else nullcontext():
                 data = source.load(self._http)
             return self._accept(need, source, data, kept)
         except (MalformedError, NotGenuineError) as error:
             # A lie is worth no more than silence.
             lie = UndecidedError(
-                f"the service gave no {need.kind}: {error.message}", hint="Something between here and the service lies."
+                f"the service gave no {need.kind}: {error.message}",
+                hint="A proxy or portal may answer in its place; or the service has changed.",
             )
             self._failed(source, lie)
             raise lie from None
@@ -126,8 +135,11 @@ class Fetcher:
 
     def _failed(self, source: Source, error: UndecidedError) -> None:
         with self._guard:
+            self._failures.pop(source.key, None)
             self._failures[source.key] = (self._count, error)
             self._count += 1
+            if len(self._failures) > MAX_FAILURES:
+                del self._failures[next(iter(self._failures))]
 
     def _accept(self, need: Need, source: Source, data: bytes, kept: Life | None) -> bytes:
         """Keep a good answer; raises MalformedError, NotGenuineError or UndecidedError for any other."""
