@@ -198,7 +198,7 @@ def _moved(response: httpx2.Response) -> httpx2.URL:
         target = response.url.join(response.headers.get("location", ""))
     except httpx2.InvalidURL:
         target = httpx2.URL("")
-    if origin(target) != origin(response.url):
+    if origin(target) != origin(response.url) or target.userinfo:
         raise UndecidedError(
             f"{response.url.host} redirects to another place", hint="If that is right, name it with --base-url."
         )

@@ -1,6 +1,6 @@
 """Intel's Provisioning Certification Service, version 4, or a PCCS that answers like it.
 
-What comes of six answers is one item with the members of dcap-qvl's QuoteCollateralV3: the two signed texts byte for
+Four answers make one item with the members of dcap-qvl's QuoteCollateralV3: the two signed texts byte for
 byte, their signatures and both lists in hex, the issuers' chains in PEM.
 """
 
