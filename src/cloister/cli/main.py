@@ -8,6 +8,7 @@ from cloister import __version__
 from cloister.cli.broker import app as broker
 from cloister.cli.build import build, image
 from cloister.cli.chat import chat
+from cloister.cli.collateral import collateral
 from cloister.cli.connect import connect
 from cloister.cli.demo import demo
 from cloister.cli.enclaves import down, logs, status
@@ -51,6 +52,7 @@ app.add_typer(image, name="image")
 app.add_typer(lab, name="lab")
 app.add_typer(broker, name="broker")
 app.add_typer(tenant, name="tenant")
+app.add_typer(collateral, name="collateral")
 
 
 def main() -> None:

@@ -21,19 +21,20 @@ from cloister.errors import MalformedError, UndecidedError
 from cloister.image import cache, debian
 from cloister.image.config import BrokerSettings, ImageConfig, KmsSettings, ModelInImage
 from cloister.image.tree import Tree
-from cloister.tee import TEES
 
 PACKAGES = "usr/lib/python3/dist-packages"
 PYTHON = "usr/bin/python3.11"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
-#: The folders of this package that run inside a TEE (and what they stand on).
-MEASURED = ("wire", "trust", "tee", "channel", "api", "weights", "enclave")
-#: Verifiers and the simulated TEE have no business in an image.
+#: What of this package runs inside a TEE (and what it stands on): folders and files.
+MEASURED = (
+    *("wire", "channel", "api", "weights", "enclave"),
+    *("trust/__init__.py", "trust/collateral.py"),
+    *("tee/__init__.py", "tee/attester.py", "tee/evidence.py", "tee/nitro/__init__.py", "tee/nitro/attest.py"),
+)
+#: Decoders of evidence and the owner's side of sealing have no business in an image.
 LEFT_OUT = (
-    "cloister/tee/sim",
-    *(f"cloister/tee/{each}" for each in TEES if each != "nitro"),
-    *(f"cloister/tee/nitro/{each}.py" for each in ("formats", "verify", "rules")),
-    *(f"cloister/tee/{each}.py" for each in ("binding", "context", "dcap", "format", "registry")),
+    *(f"cloister/wire/{each}.py" for each in ("cose", "protobuf", "tcg_log", "toml", "tpm", "xml")),
+    "cloister/weights/seal.py",
 )
 #: The model that comes with the package.
 BUNDLED = "cloister/enclave/engine/bundled"

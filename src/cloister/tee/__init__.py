@@ -7,5 +7,6 @@ a permissive verifier.
 
 TEES: tuple[str, ...] = ("nitro", "snp", "tdx", "sgx", "nvidia", "ita", "azure", "google")
 FORMATS: tuple[str, ...] = (
-    "nitro", "snp", "tdx", "sgx", "nvidia-gpu", "nvidia-nras", "ita", "azure-vtpm", "azure-maa", "google-vtpm", "google-space",
-)  # fmt: skip
+    *("nitro", "snp", "tdx", "sgx", "nvidia-gpu", "nvidia-nras", "ita"),
+    *("azure-vtpm", "azure-maa", "google-vtpm", "google-space"),
+)

@@ -14,6 +14,7 @@ from cloister.tee.claims import Claims
 from cloister.tee.context import Context
 from cloister.tee.evidence import Role
 from cloister.trust.anchors import Anchor
+from cloister.trust.need import Need
 from cloister.wire.toml import Table
 
 
@@ -60,3 +61,5 @@ class Format:
     inner: tuple[str, ...] = ()
     #: Kinds of collateral (trust/collateral.py) that `verify` looks at.
     collateral: tuple[str, ...] = ()
+    #: What evidence, which nobody has verified, would need beside it; raises MalformedError.
+    needs: Callable[[bytes], tuple[Need, ...]] | None = None

@@ -32,7 +32,7 @@ def load(
         whole = revocations.public_bytes(Encoding.DER) == der
         for revoked in revocations:
             _ = revoked.extensions
-    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+    except (ValueError, TypeError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         raise MalformedError("CRL: not an X.509 certificate revocation list") from None
     if not whole:
         raise MalformedError("CRL: not one DER list")
@@ -55,7 +55,7 @@ def issuer(der: bytes) -> str:
         raise MalformedError(f"CRL: {len(der)} bytes, the limit is {MAX_CRL}")
     try:
         return x509.load_der_x509_crl(der).issuer.rfc4514_string()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, x509.InvalidVersion):
         raise MalformedError("CRL: not an X.509 certificate revocation list") from None
 
 

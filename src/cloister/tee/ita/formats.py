@@ -5,7 +5,7 @@ from __future__ import annotations
 from cloister.tee import binding
 from cloister.tee.evidence import Role
 from cloister.tee.format import Format
-from cloister.tee.ita import MEDIA_TYPE, rules, verify
+from cloister.tee.ita import MEDIA_TYPE, needs, rules, verify
 from cloister.tee.ita.evidence import WHAT, Attestation
 from cloister.tee.ita.roots import ANCHORS
 from cloister.trust.jwt import Token
@@ -28,5 +28,6 @@ FORMATS = (
         parse=_parse,
         anchors=ANCHORS,
         collateral=("ita-certs", "ita-crl"),
+        needs=needs.needs,
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cloister.tee import binding
 from cloister.tee.evidence import Role
 from cloister.tee.format import Format
-from cloister.tee.snp import MEDIA_TYPE, rules, verify
+from cloister.tee.snp import MEDIA_TYPE, needs, rules, verify
 from cloister.tee.snp.evidence import Report
 from cloister.tee.snp.roots import ANCHORS
 
@@ -22,5 +22,6 @@ FORMATS = (
         parse=Report.parse,
         anchors=ANCHORS,
         collateral=("amd-vcek", "amd-ask", "amd-crl"),
+        needs=needs.needs,
     ),
 )
