@@ -18,6 +18,9 @@ from pathlib import Path
 import pytest
 
 import cloister
+from cloister.channel.bundle import MAX_BUNDLE
+from cloister.cli import up
+from cloister.client.fetch import challenge
 from cloister.image import build
 from cloister.image import config as settings
 from cloister.platforms.platform import Launch
@@ -208,8 +211,14 @@ class Parts:
 
     def stop(self) -> None:
         """End machine, devices and agent; KMS stays."""
-        self.machine.stop(self.name)
-        self.processes.stop("agent")
+        self.processes.stop("agent", "qemu", "vsock", "nsm")
+
+    def policy(self, measurements: dict[str, str]) -> Policy:
+        """What `cloister up` writes for what serves here, if it has those registers; raises what the verifier raises."""
+        root = self.machine.root_pem()
+        first = up._first(self.name, measurements, root)
+        evidence = (*challenge(f"http://127.0.0.1:{self.port}", first, limit=MAX_BUNDLE), first)
+        return Policy.from_toml(up._policy(self.name, evidence, measurements, root)[0].encode())
 
 
 @contextlib.contextmanager

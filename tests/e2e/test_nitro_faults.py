@@ -18,12 +18,10 @@ from tests.weights.samples import Service
 
 from cloister.bench import sealed_load
 from cloister.cli.chat import stream_chat
-from cloister.cli.up import _policy
 from cloister.client.transport import SealedTransport
 from cloister.enclave import model
 from cloister.enclave.engine.config import BUNDLED_MODEL
 from cloister.errors import CloisterError, RefusedError, ReleaseDeniedError
-from cloister.policy.document import Policy
 from cloister.weights import manifest
 from cloister.weights.seal import seal
 from cloister.weights.stream import Layout
@@ -117,8 +115,7 @@ def test_both_pipes_cut_while_the_weights_come(parts: Parts) -> None:
     assert nitro_lab.written(again) < size - sent + 4 * 1024 * 1024
     url = f"http://127.0.0.1:{parts.port}"
     measurements = {f"pcr{index}": value.hex() for index, value in parts.built.registers.items()}
-    policy, _ = _policy(NAME, url, measurements, parts.machine.root_pem())
-    transport = SealedTransport(url, Policy.from_toml(policy.encode()))
+    transport = SealedTransport(url, parts.policy(measurements))
     assert "".join(stream_chat(transport, [{"role": "user", "content": "hello"}], max_tokens=3, temperature=0))
     transport.close()
 
@@ -182,7 +179,7 @@ def test_a_lie_is_refused_on_the_console(parts: Parts, lie, words: str, status: 
         assert who["Token"] not in console
     assert "Traceback" not in console
     with pytest.raises(CloisterError):
-        _policy(NAME, f"http://127.0.0.1:{parts.port}", {"pcr0": "01" * 48}, parts.machine.root_pem())
+        parts.policy({"pcr0": "01" * 48})
 
 
 @pytest.mark.usefixtures("ended")
