@@ -64,6 +64,11 @@ owner = "owner.pem"
 minimum_version = 4
 id = "i"
 """
+TENANT = f"""
+[[tenant]]
+id = "t"
+key_sha256 = "{"0a" * 32}"
+"""
 KMS = """
 [release]
 service = "aws-kms"
@@ -81,6 +86,7 @@ roots = "roots.pem"
 TEXTS = {
     "kms": COMMON + SEALED + KMS,
     "broker": COMMON + SEALED + BROKER,
+    "bundled": COMMON + TENANT,
     "file": COMMON + '[model]\nfile = "model.gguf"\nid = "i"\n',
 }
 
@@ -139,7 +145,7 @@ def files() -> dict[str, bytes]:
     key, certificate = issue(SECP384R1())
     return {
         "k.pem": key, "c.pem": certificate, "bzImage": toolchain.KERNEL.make().read_bytes(),
-        "nsm.ko": b"a module", "roots.pem": b"roots", "model.gguf": bytes(range(256)) * 16,
+        "nsm.ko": b"a module", "roots.pem": certificate, "model.gguf": bytes(range(256)) * 16,
         "owner.pem": pem_of(Ed25519PrivateKey.generate().public_key()),
     }  # fmt: skip
 
@@ -180,7 +186,7 @@ class Relying:
         with pytest.raises(RefusedError) as refused:
             samples.run(evidence, policy=self.policy)
         assert refused.value.verdict is not None
-        assert "policy.measurement" in refused.value.verdict.summary()
+        assert "policy.nitro.measurement" in refused.value.verdict.summary()
         with pytest.raises(ReleaseDeniedError) as denied:
             release.release(self.wrapped)
         assert "AccessDeniedException" in denied.value.message
@@ -199,7 +205,7 @@ def relying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[dict
                 rules = labs.policy(pcr0=named["pcr0"], pcr8=named["pcr8"])
                 kms.key_arn = kms.boto("admin").create_key(Policy=rules)["KeyMetadata"]["Arn"]
                 _, wrapped = kms.wrapper().generate(labs.CONTEXT)
-                policy = replace(samples.POLICY, measurements=(Measurement(**named),))
+                policy = replace(samples.POLICY, demands={"nitro": {"measurement": (Measurement(**named),)}})
                 made[registers[0]] = Relying(registers, policy, kms, kms.key_arn, wrapped)
             return made[registers[0]]
 
@@ -238,11 +244,15 @@ def _owner(inputs: Inputs, _: pytest.MonkeyPatch) -> None:
     (inputs.folder / "owner.pem").write_bytes(pem_of(other))
 
 
-def _certificate(inputs: Inputs, _: pytest.MonkeyPatch) -> None:
+def _certificate(name: str) -> Callable[[Inputs, pytest.MonkeyPatch], None]:
     """In the certificate's own signature: name, key and everything else that it says stay."""
-    file = inputs.folder / "c.pem"
-    der = x509.load_pem_x509_certificate(file.read_bytes()).public_bytes(Encoding.DER)
-    file.write_bytes(x509.load_der_x509_certificate(flipped(der, -1)).public_bytes(Encoding.PEM))
+
+    def change(inputs: Inputs, _: pytest.MonkeyPatch) -> None:
+        file = inputs.folder / name
+        der = x509.load_pem_x509_certificate(file.read_bytes()).public_bytes(Encoding.DER)
+        file.write_bytes(x509.load_der_x509_certificate(flipped(der, -1)).public_bytes(Encoding.PEM))
+
+    return change
 
 
 def _signer(inputs: Inputs, _: pytest.MonkeyPatch) -> None:
@@ -331,19 +341,21 @@ ROWS: dict[str, tuple[str, Callable[[Inputs, pytest.MonkeyPatch], None], set[int
     "egress.allow": ("kms", _text("a.example", "c.example"), APPLICATION),
     "release.region": ("kms", _text('region = "r"', 'region = "s"'), APPLICATION),
     "release.key": ("kms", _text("arn:k", "arn:j"), APPLICATION),
-    "release.roots": ("kms", _file("roots.pem"), APPLICATION),
+    "release.roots": ("kms", _certificate("roots.pem"), APPLICATION),
     "release.host": ("broker", _text("b.example", "c.example"), APPLICATION),
     "release.port": ("broker", _text("port = 444", "port = 445"), APPLICATION),
+    "tenant.id": ("bundled", _text('id = "t"', 'id = "u"'), APPLICATION),
+    "tenant.key_sha256": ("bundled", _text("0a" * 32, "0c" + "0a" * 31), APPLICATION),
     "nitro.kernel": ("kms", _file("bzImage"), SYSTEM),
     "nitro.signing_key": ("kms", _signer, SIGNER),
-    "nitro.certificate": ("kms", _certificate, SIGNER),
+    "nitro.certificate": ("kms", _certificate("c.pem"), SIGNER),
     "nsm.ko": ("kms", _file("nsm.ko"), SYSTEM),
     "init.c": ("kms", _init, SYSTEM),
     "command line": ("kms", _constant("CMDLINE"), SYSTEM),
     "command": ("kms", _constant("COMMAND"), APPLICATION),
     "environment": ("kms", _constant("ENVIRONMENT"), APPLICATION),
     "a module": ("kms", _module("enclave/boot.py"), APPLICATION),
-    "the bundled model": ("file", _module("enclave/engine/bundled/cloister-notes-q8_0.gguf"), APPLICATION),
+    "the bundled model": ("bundled", _module("enclave/engine/bundled/cloister-notes-q8_0.gguf"), APPLICATION),
     "a package of the lock": ("kms", _package, APPLICATION),
     # Whoever starts the enclave chooses these; the image only suggests them, and its version is a label.
     "image.version": ("kms", _text('version = "1"', 'version = "0"'), NOTHING),
@@ -375,12 +387,18 @@ def test_one_bit(
 
 
 def test_every_key_is_in_the_table() -> None:
-    keys = {f"{table}.{key}" for text in TEXTS.values() for table, keys in tomllib.loads(text).items() for key in keys}
+    keys = {
+        f"{table}.{key}"
+        for text in TEXTS.values()
+        for table, entries in tomllib.loads(text).items()
+        for keys in (entries if isinstance(entries, list) else [entries])
+        for key in keys
+    }
     # Which service it is decides the other keys of its table.
     assert keys - {"release.service"} <= set(ROWS)
     tables = {field.name for field in dataclasses.fields(config.ImageConfig)}
     named = {key.split(".")[0] for key in keys} | {key.split(".")[1] for key in keys}
-    assert tables <= named
+    assert {each.removesuffix("s") for each in tables} <= {each.removesuffix("s") for each in named}
 
 
 @needs_toolchain

@@ -117,7 +117,8 @@ class Told:
 
     @property
     def document(self) -> bytes:
-        return Bundle.from_bytes(self.bundle).evidence
+        [offer] = Bundle.from_bytes(self.bundle).offers
+        return offer.data
 
     @property
     def parts(self) -> list[cbor.Value]:
@@ -177,7 +178,7 @@ def test_the_registers_are_as_predicted(told: Told) -> None:
 
 def test_the_module_carries_what_the_replica_binds(told: Told) -> None:
     bundle = Bundle.from_bytes(told.bundle)
-    assert (bundle.nonce, bundle.media_type) == (told.nonce, MEDIA_TYPE)
+    assert (bundle.nonce, [offer.media_type for offer in bundle.offers]) == (told.nonce, [MEDIA_TYPE])
     assert told.payload["user_data"] == bundle.binding
     assert told.payload["nonce"] == bundle.challenge
 
