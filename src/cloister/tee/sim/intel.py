@@ -42,7 +42,7 @@ def issue(
     days: int = 3650,
     extension: bytes | None = None,
 ) -> Issued:
-    """A certificate shaped as Intel's are, for a new P-256 key; `extension` is the DER of a PCK certificate's SGX part."""
+    """A certificate shaped as Intel's are, for a new P-256 key; `extension` is the SGX part of a PCK's, DER."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name(
         [x509.NameAttribute(NameOID.COMMON_NAME, name), x509.NameAttribute(NameOID.ORGANIZATION_NAME, "SIMULATED")]

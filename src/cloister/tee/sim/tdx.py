@@ -105,4 +105,3 @@ class SimulatedTdx:
 def load_or_create_root(path: Path) -> SimulatedRoot:
     """The root kept in `path`, made there when it is missing or over; raises UsageError."""
     return SimulatedRoot.load_or_create(path, create_root)
-
