@@ -1,7 +1,7 @@
 """A small client of Intel Trust Authority's API: a nonce, a token for a quote, and what a verifier needs beside it.
 
-Paths and members are those of Intel's own clients. Nothing that the service answers is trusted here: whoever relies on a
-token verifies it (verify.py).
+Paths and members are those of Intel's own clients. Nothing that the service answers is trusted here: whoever relies on
+a token verifies it (verify.py).
 """
 
 from __future__ import annotations

@@ -63,6 +63,8 @@ def main() -> int:
         log_level="warning",
         access_log=False,
         server_header=False,
+        # Clients keep their connections; a TLS connection that nobody closes would hold up the end.
+        timeout_graceful_shutdown=1,
     )
     # The backlog already holds whoever connects before the loop runs.
     sys.stdout.write(json.dumps(ready) + "\n")
