@@ -40,7 +40,11 @@ def _ask(replica: Replica) -> str:
     with cloister.http_client(replica.url, policy=replica.policy) as http:
         client = openai.OpenAI(base_url=f"{replica.url}/v1", api_key="none", http_client=http)
         pieces = client.chat.completions.create(
-            model="cloister-notes", messages=[{"role": "user", "content": NOTE}], temperature=0, max_tokens=60, stream=True
+            model="cloister-notes",
+            messages=[{"role": "user", "content": NOTE}],
+            temperature=0,
+            max_tokens=60,
+            stream=True,
         )
         return "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
 

@@ -10,14 +10,11 @@ import json
 import logging
 import os
 import secrets
-import socket
 import sys
 from pathlib import Path
 
-import uvicorn
-
 from cloister.errors import CloisterError
-from cloister.platforms import lab_tls
+from cloister.platforms.local import serving
 from cloister.platforms.local.trust_authority import files
 from cloister.platforms.local.trust_authority.app import application
 from cloister.platforms.local.trust_authority.service import AppraisalPolicy, Service
@@ -34,42 +31,24 @@ def main() -> int:
     parser.add_argument("--quota", type=int, default=600, help="requests in a minute")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
-    host, _, port = options.listen.rpartition(":")
     state: Path = options.state
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     (state / files.PCS).mkdir(mode=0o700, exist_ok=True)
     try:
         policies = _policies(options.policies)
         anchor = Anchor.simulated(tdx.load_or_create_root(state / files.INTEL_ROOT).pem)
+        listener, url = serving.listen(options.listen)
     except CloisterError as error:
         parser.error(error.message)
     except (OSError, ValueError, KeyError, TypeError) as error:
         parser.error(f"a file given is missing or not what it should be ({type(error).__name__})")
-    if not (state / lab_tls.SERVER).exists():
-        lab_tls.make(state, ("localhost", "127.0.0.1"))
-    listener = socket.create_server((host, int(port)))
-    url = f"https://localhost:{listener.getsockname()[1]}"
     service = Service(
         anchor, state / files.PCS, api_key=_api_key(state), url=url, policies=policies, quota=options.quota
     )
     (state / files.ROOT).write_text(service.root.pem, "ascii")
     ready = {"simulated": "SIMULATED, NOT INTEL TRUST AUTHORITY: its word proves nothing", "url": url}
     (state / files.READY).write_text(json.dumps(ready), "ascii")
-    config = uvicorn.Config(
-        application(service),
-        ssl_certfile=state / lab_tls.SERVER,
-        ssl_keyfile=state / lab_tls.KEY,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        # Clients keep their connections; a TLS connection that nobody closes would hold up the end.
-        timeout_graceful_shutdown=1,
-    )
-    # The backlog already holds whoever connects before the loop runs.
-    sys.stdout.write(json.dumps(ready) + "\n")
-    sys.stdout.flush()
-    uvicorn.Server(config).run(sockets=[listener])
+    serving.run(application(service), listener, state, ready)
     return 0
 
 

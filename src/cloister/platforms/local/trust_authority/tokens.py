@@ -20,13 +20,13 @@ def claims_of(asked: AttestRequest, claims: Claims) -> dict[str, object]:
     return outer | inner if asked.version == 1 else outer | {"tdx": inner}
 
 
-def _tdx(asked: AttestRequest, claims: Claims) -> dict[str, object]:
+def of_td(claims: Claims) -> dict[str, object]:
+    """What a token says of a verified TDX quote; Azure Attestation uses the same names."""
     details = claims.details
     assert isinstance(details, Details)
     report, verified = details.report, details.verified
     attributes = int.from_bytes(report.td_attributes, "little")
-    found: dict[str, object] = {
-        "attester_type": "TDX",
+    return {
         "attester_tcb_status": verified.tcb.status,
         "attester_tcb_date": f"{verified.tcb.date:%Y-%m-%dT%H:%M:%SZ}",
         "attester_advisory_ids": list(verified.tcb.advisories),
@@ -51,6 +51,10 @@ def _tdx(asked: AttestRequest, claims: Claims) -> dict[str, object]:
         "tdx_td_attributes_key_locker": bool(attributes >> 31 & 1),
         "tdx_td_attributes_perfmon": bool(attributes >> 63 & 1),
     }
+
+
+def _tdx(asked: AttestRequest, claims: Claims) -> dict[str, object]:
+    found = {"attester_type": "TDX"} | of_td(claims)
     if asked.held_data is not None:
         found["attester_held_data"] = _base64(asked.held_data)
     if asked.nonce is not None:
