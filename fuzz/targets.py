@@ -39,7 +39,7 @@ from cloister.trust.anchors import Anchor
 from cloister.weights import manifest
 from cloister.weights.keys import WrappedKey
 from cloister.wire import bhttp, cbor, cose, strict_json
-from fuzz import dcap_targets, nvidia_targets, snp_targets
+from fuzz import dcap_targets, emulator_targets, nvidia_targets, snp_targets
 
 
 @dataclass(frozen=True)
@@ -224,6 +224,7 @@ TARGETS: tuple[Target, ...] = (
     *(Target(name, corpus, run) for name, corpus, run in snp_targets.TARGETS),
     *(Target(name, corpus, run) for name, corpus, run in dcap_targets.TARGETS),
     *(Target(name, corpus, run) for name, corpus, run in nvidia_targets.TARGETS),
+    *(Target(name, corpus, run) for name, corpus, run in emulator_targets.TARGETS),
 )  # fmt: skip
 
 

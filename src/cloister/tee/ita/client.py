@@ -128,7 +128,9 @@ class TrustAuthority:
         if policy_ids:
             body |= {"policy_ids": list(policy_ids), "policy_must_match": policy_must_match}
         # A nonce is good once: after a failure halfway it may be used up. Only what was turned away is retried.
-        return _understood(_token, self._call("POST", self._api + ATTEST, body=json.dumps(body).encode(), again=False))
+        return _understood(
+            token_of, self._call("POST", self._api + ATTEST, body=json.dumps(body).encode(), again=False)
+        )
 
     def endorsements(self) -> Collateral:
         """The service's key set and the revocation lists of its CAs, unverified; raises UndecidedError."""
@@ -206,7 +208,8 @@ def _understood(parse: Callable[[bytes], _T], data: bytes) -> _T:
         raise UndecidedError(f"the answer of Intel Trust Authority cannot be read: {error.message}") from None
 
 
-def _token(data: bytes) -> bytes:
+def token_of(data: bytes) -> bytes:
+    """The token in an answer of the attest endpoint, unverified; raises MalformedError."""
     fields = Fields(strict_json.loads(data, "token answer", limit=MAX_ANSWER), "token answer")
     token = fields.text("token", limit=MAX_ANSWER)
     if not token.isascii():
