@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import ssl
 import threading
@@ -161,6 +162,19 @@ def test_an_answer_that_is_none(server: Server, body: bytes) -> None:
     server.answers = [(200, {}, body)]
     with server.client() as service, pytest.raises(UndecidedError):
         service.attest(b"quote")
+
+
+def test_an_answer_is_not_unpacked(server: Server) -> None:
+    server.answers = [(200, {"content-encoding": "gzip"}, gzip.compress(NONCE))]
+    with server.client() as service, pytest.raises(UndecidedError, match="cannot be read"):
+        service.nonce()
+
+
+def test_an_answer_without_end_is_left(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "WHOLE", 0.0)
+    server.answers = [(200, {}, NONCE)]
+    with server.client() as service, pytest.raises(UndecidedError, match="too long"):
+        service.nonce()
 
 
 def test_a_nonce_is_read_strictly() -> None:

@@ -35,7 +35,8 @@ MAX_ANSWER = 256 * 1024
 ATTEMPTS = 4
 #: Seconds; doubled at each attempt, with full jitter. A service that asks for a longer pause is not waited for.
 FIRST_WAIT, LONGEST_WAIT = 0.5, 20.0
-TIMEOUT = 20.0
+#: Seconds for each step of an exchange, and for a whole answer.
+TIMEOUT, WHOLE = 20.0, 60.0
 _T = TypeVar("_T")
 #: The service has not begun: the same request may be sent again, whatever it holds.
 _TURNED_AWAY = frozenset({429, 503})
@@ -80,14 +81,17 @@ class TrustAuthority:
         tls_roots: str | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`tls_roots` is PEM and replaces the usual roots. Raises UsageError."""
+        """`tls_roots` is PEM and replaces the usual roots; such a service is reached without the environment's proxy.
+
+        Raises UsageError.
+        """
         if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
             raise UsageError("the Trust Authority API key is not one line of ASCII", hint="Copy it from the portal.")
         self._api, self._portal = _address(api), _address(portal)
         # Never in an error, a log or a representation.
         self._key = api_key
         self._sleep = sleep
-        self._http = httpx2.Client(verify=_tls(tls_roots), timeout=TIMEOUT)
+        self._http = httpx2.Client(verify=_tls(tls_roots), timeout=TIMEOUT, trust_env=tls_roots is None)
 
     def __enter__(self) -> Self:
         return self
@@ -140,7 +144,7 @@ class TrustAuthority:
 
     def _call(self, method: str, url: str, *, again: bool, body: bytes | None = None, key: bool = True) -> bytes:
         request = str(uuid.uuid4())
-        headers = {"accept": "*/*", "request-id": request}
+        headers = {"accept": "*/*", "accept-encoding": "identity", "request-id": request}
         if key:
             headers |= {"x-api-key": self._key, "accept": "application/json"}
         if body is not None:
@@ -174,10 +178,11 @@ class TrustAuthority:
     ) -> tuple[int, float | None, bytes]:
         """Status, the pause in seconds that the service asked for, and the body; UndecidedError for one too long."""
         with self._http.stream(method, url, headers=dict(headers), content=body) as response:
-            data = b""
-            for piece in response.iter_bytes():
+            data, end = b"", time.monotonic() + WHOLE
+            # As it came: what is compressed could be of any size.
+            for piece in response.iter_raw():
                 data += piece
-                if len(data) > MAX_ANSWER:
+                if len(data) > MAX_ANSWER or time.monotonic() > end:
                     raise UndecidedError("the answer of Intel Trust Authority is too long")
             asked = response.headers.get("retry-after", "")
             return response.status_code, float(asked) if asked.isdecimal() and len(asked) < 7 else None, data
