@@ -18,14 +18,12 @@ from cloister.tee.ita.attest import TrustAuthorityAttester
 from cloister.tee.ita.client import TrustAuthority
 from cloister.tee.sim import tdx as sim_tdx
 from cloister.tee.sim.attest import SimulatedNitro
-from cloister.tee.sim.intel import SEPT_VE_DISABLE, TDX_SVN, XFAM
+from cloister.tee.sim.intel import TDX_SVN, XFAM
 from cloister.tee.sim.measure import extend, measure_strings, measure_tree
 from cloister.tee.sim.root import SimulatedRoot
 from cloister.tee.sim.tdx import Registers, SimulatedTdx
 
 PACKAGE = Path(cloister.__file__).parent
-
-
 #: What the simulated TEE gives: a Nitro document, a TDX quote, or a token of the SIMULATED Trust Authority.
 FORMATS = ("nitro", "tdx", "ita")
 
@@ -125,7 +123,7 @@ def tdx_rules(registers: Registers) -> dict[str, object]:
     return {
         "measurement": [registers.named()],
         "attributes": ["SEPT_VE_DISABLE"],
-        "sept_ve_disable": bool(SEPT_VE_DISABLE),
+        "sept_ve_disable": True,
         "xfam": [XFAM.to_bytes(8, "little").hex()],
         "mrsignerseam": zero,
         "seamattributes": ["00" * 8],

@@ -31,6 +31,8 @@ TDX_SVN, TDX_LEVEL = (5, 1, 2), (5, 0, 2)
 SEPT_VE_DISABLE = 1 << 28
 XFAM = 0x602E7
 TCB_DATE = "2026-01-01T00:00:00Z"
+#: What the quoting enclave adds to the hash of its key: any 32 bytes.
+QE_AUTH = bytes(range(32))
 
 
 def issue(
@@ -154,10 +156,6 @@ def sign_quote(
         inner = struct.pack("<HI", 6, len(inner)) + inner
     section = raw(attestation_key, signed) + point(attestation_key) + inner
     return signed + struct.pack("<I", len(section)) + section
-
-
-#: What the quoting enclave adds to the hash of its key: any 32 bytes.
-QE_AUTH = bytes(range(32))
 
 
 def bound(attestation_key: ec.EllipticCurvePrivateKey) -> bytes:
