@@ -46,7 +46,15 @@ from cloister.weights import jwe, manifest
 from cloister.weights.kbs import Resource
 from cloister.weights.keys import WrappedKey
 from cloister.wire import bhttp, cbor, cose, strict_json, telemetry
-from fuzz import azure_targets, dcap_targets, fetch_targets, google_targets, nvidia_targets, snp_targets
+from fuzz import (
+    azure_targets,
+    dcap_targets,
+    emulator_targets,
+    fetch_targets,
+    google_targets,
+    nvidia_targets,
+    snp_targets,
+)
 
 
 @dataclass(frozen=True)
@@ -221,8 +229,8 @@ def _attestations() -> list[bytes]:
     return [json.dumps(body).encode(), json.dumps({"init-data": None, **body}).encode()]
 
 
-#: One module for each TEE folder, and what is fetched.
-MORE = (fetch_targets, snp_targets, dcap_targets, nvidia_targets, azure_targets, google_targets)
+#: One module for each TEE folder, what is fetched, and what is emulated.
+MORE = (emulator_targets, fetch_targets, snp_targets, dcap_targets, nvidia_targets, azure_targets, google_targets)
 
 TARGETS: tuple[Target, ...] = (
     Target(

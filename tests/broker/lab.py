@@ -20,7 +20,7 @@ from tests.platforms.qemu_nitro.kms import lab as kms_lab
 from cloister.broker import store
 from cloister.broker.store import BrokerWrapper
 from cloister.enclave.release.kbs import KbsRelease
-from cloister.platforms.qemu_nitro.kms import tls
+from cloister.platforms import lab_tls as tls
 from cloister.policy import release
 from cloister.tee.nitro.rules import Measurement
 from cloister.tee.sim.attest import SimulatedNitro

@@ -20,8 +20,8 @@ from cloister.broker import store
 from cloister.enclave import boot, net
 from cloister.errors import ReleaseDeniedError, UndecidedError
 from cloister.image import config
+from cloister.platforms import lab_tls as tls
 from cloister.platforms.qemu_nitro import nsm
-from cloister.platforms.qemu_nitro.kms import tls
 from cloister.tee.nitro.attest import NitroSecurityModule
 from cloister.tee.sim.attest import SimulatedNitro
 from cloister.tee.sim.root import SimulatedRoot

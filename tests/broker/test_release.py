@@ -24,7 +24,7 @@ from tests.broker.lab import HOST, OTHER, PATH, Lab, Parent, attestation, enclav
 from cloister.broker import sessions, store
 from cloister.enclave.release import kbs_errors
 from cloister.errors import CloisterError, ReleaseDeniedError, UndecidedError
-from cloister.platforms.qemu_nitro.kms import tls
+from cloister.platforms import lab_tls as tls
 from cloister.policy import release as release_policy
 from cloister.tee.sim.root import SimulatedRoot
 from cloister.weights import jwe, kbs

@@ -72,7 +72,7 @@ def test_exit_codes_of_verify(replica: Replica, tmp_path: Path) -> None:
         ("another image", text.replace(pcr0, f'pcr0 = "{"ab" * 48}"'), 5),
         ("another model", text.replace(replica.ready["model_sha256"], "cd" * 32), 5),
         ("another configuration", text.replace(replica.ready["config_sha256"], "cd" * 32), 5),
-        ("no simulation", text[: text.index("allow_simulated")] + text[text.index('"""\n\n[[nitro') + 4 :], 4),
+        ("no simulation", text[: text.index("allow_simulated")] + text[text.index('"""\n\n[nitro]') + 4 :], 4),
         ("a hole", text.replace("[model]", "[modell]"), 2),
         ("not TOML", "= =", 2),
     ):

@@ -18,8 +18,8 @@ from tests.broker import lab as brokers
 
 from cloister.broker import store
 from cloister.enclave.engine.config import BUNDLED_MODEL
+from cloister.platforms import lab_tls as tls
 from cloister.platforms.qemu_nitro import lab
-from cloister.platforms.qemu_nitro.kms import tls
 from cloister.platforms.qemu_nitro.platform import QemuNitro
 from cloister.policy import release
 

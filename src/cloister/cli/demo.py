@@ -58,8 +58,14 @@ def _process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def demo(
     model: Annotated[Path | None, typer.Option(help="A GGUF file instead of the bundled demo model.")] = None,
     prompt: Annotated[str, typer.Argument(help="What to ask.")] = PROMPT,
+    platform: Annotated[str, typer.Option(help="Where the replica runs: local.")] = "local",
+    via: Annotated[str | None, typer.Option(help="Who looks at the evidence first: ita, a SIMULATED one.")] = None,
 ) -> None:
     """Start a replica and a blind relay, verify, ask, stream, and show what the relay saw."""
+    if platform != "local":
+        raise UsageError("the demo runs on the platform local", hint="For another: cloister up --platform NAME.")
+    if via not in (None, "ita"):
+        raise UsageError("the demo has no such verification service", hint="--via ita, or nothing.")
     try:
         import xllamacpp as _installed  # noqa: F401 - only to say so early
     except ImportError:
@@ -67,8 +73,15 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="cloister-demo-") as folder, contextlib.ExitStack() as stack:
         scratch = Path(folder)
         policy_file, seen = scratch / "policy.toml", scratch / "seen"
+        chosen = ["--model", str(model)] if model is not None else []
+        if via is not None:
+            _title("0. A SIMULATED Intel Trust Authority starts")
+            authority = scratch / "trust-authority"
+            module = "cloister.platforms.local.trust_authority"
+            _, line = stack.enter_context(_process("-m", module, "--state", str(authority)))
+            show.stdout.print(f"{json.loads(line)['simulated']}; at {json.loads(line)['url']}")
+            chosen += ["--evidence", via, "--trust-authority", str(authority)]
         _title("1. A replica starts: gateway, and llama.cpp in a process of its own")
-        chosen = ("--model", str(model)) if model is not None else ()
         began = time.perf_counter()
         _, line = stack.enter_context(
             _process(
@@ -95,7 +108,8 @@ def demo(
         address = f"http://{host}:{port}"
         show.stdout.print(f"at {address}; it keeps every byte that passes")
 
-        _title("3. The client verifies the replica's evidence, before anything is sent")
+        evidence = "evidence" if via is None else "token, which the Trust Authority signed over its TDX quote"
+        _title(f"3. The client verifies the replica's {evidence}, before anything is sent")
         transport = SealedTransport(address, show.load_policy(policy_file))
         began = time.perf_counter()
         verdict = transport.verify()

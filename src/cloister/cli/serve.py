@@ -30,6 +30,10 @@ def serve(
     key_grace: Annotated[int, typer.Option(help="Seconds that it opens requests after that.")] = 600,
     tenants: Annotated[Path | None, typer.Option(help="[[tenant]] entries: only their API keys may ask.")] = None,
     state: Annotated[Path | None, typer.Option(help="Keep the simulated root in this folder.")] = None,
+    evidence: Annotated[str, typer.Option(help="What the simulated TEE gives: nitro, tdx or ita.")] = "nitro",
+    trust_authority: Annotated[
+        Path | None, typer.Option(help="Folder of a running SIMULATED Trust Authority, for --evidence ita.")
+    ] = None,
     write_policy: Annotated[Path | None, typer.Option(help="Write a policy for exactly this replica.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One line of JSON when ready.")] = False,
 ) -> None:
@@ -40,10 +44,9 @@ def serve(
         from cloister.enclave.engine.config import BUNDLED_MODEL, EngineConfig
         from cloister.platforms.local import replica
 
-        attester, root = replica.attester(state)
+        tee = replica.simulated(evidence, state=state, trust_authority=trust_authority)
     except ImportError:
         raise UsageError("the engine is not installed", hint="pip install 'cloister[serve]'") from None
-    from cloister.policy.draft import draft
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     address = Address.parse(listen)
@@ -63,15 +66,8 @@ def serve(
     show.simulated_banner()
 
     def on_ready(ready: main.Ready) -> None:
-        policy = draft(
-            name="this replica",
-            measurements={f"pcr{index}": value.hex() for index, value in replica.measure().items()},
-            model_sha256=ready.info.model_sha256,
-            config_sha256=ready.config_sha256,
-            simulated_root_pem=root.pem,
-        )
         if write_policy is not None:
-            write_policy.write_text(policy)
+            write_policy.write_text(tee.draft(ready.info.model_sha256, ready.config_sha256))
         info = ready.info
         if json:
             show.print_json(
@@ -97,7 +93,7 @@ def serve(
             if done is None or done >= 1:
                 show.stderr.print(Text(f"{stage} done" if done else f"{stage} …", style="dim"))
 
-    asyncio.run(main.run(config, attester, on_progress=on_progress, on_ready=on_ready))
+    asyncio.run(main.run(config, tee.attester, on_progress=on_progress, on_ready=on_ready))
 
 
 def _tenants(path: Path) -> tuple[api_tenants.Tenant, ...]:

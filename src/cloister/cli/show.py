@@ -48,9 +48,10 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
 def show_error(error: CloisterError) -> None:
     """Message and hint on standard error."""
-    stderr.print(Text("error: ", style="bold red") + Text(error.message))
+    # A path that is cut in two by a line's end cannot be copied.
+    stderr.print(Text("error: ", style="bold red") + Text(error.message), soft_wrap=True)
     if error.hint:
-        stderr.print(Text(f"  {error.hint}"))
+        stderr.print(Text(f"  {error.hint}"), soft_wrap=True)
 
 
 def simulated_banner(console: Console = stderr) -> None:

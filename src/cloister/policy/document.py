@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -138,6 +138,7 @@ class Policy:
     tables: Mapping[str, Mapping[str, object]]
     sha256: str
     simulated_root_pem: str | None = None
+    simulated_roots: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_toml(cls, data: bytes) -> Policy:
@@ -159,30 +160,38 @@ class Policy:
         return text
 
 
-def anchors_for(simulated_root_pem: str | None) -> Mapping[str, tuple[Anchor, ...]]:
-    """The roots of the simulated format with a simulated one (one PEM certificate, nothing else) if it is given.
+#: Formats whose simulated root stands in `tee.simulated_roots`: their chains differ, so that no root serves two.
+SIMULATED_ROOTS = ("tdx", "ita")
+
+
+def anchors_for(
+    simulated_root_pem: str | None, simulated_roots: Mapping[str, str] | None = None
+) -> Mapping[str, tuple[Anchor, ...]]:
+    """The roots of simulated formats, each with a simulated one (one PEM certificate, nothing else) that is given.
 
     The vendor's roots always stay: allowing simulated evidence does not turn genuine evidence away. Raises
     PolicyDocumentError.
     """
-    if simulated_root_pem is None:
-        return {}
+    given = {} if simulated_root_pem is None else {SIMULATED: ("tee.simulated_root_pem", simulated_root_pem)}
+    given |= {form: (f"tee.simulated_roots.{form}", pem) for form, pem in (simulated_roots or {}).items()}
+    return {form: (*registry.get(form).anchors, _anchor(form, name, pem)) for form, (name, pem) in given.items()}
+
+
+def _anchor(form: str, name: str, pem: str) -> Anchor:
     # A second certificate, or text around the first, would be skipped in silence by the parser.
-    if not _CERTIFICATE.match(simulated_root_pem.strip()):
+    if not _CERTIFICATE.match(pem.strip()):
         raise PolicyDocumentError(
-            "tee.simulated_root_pem must hold one PEM certificate and nothing else",
+            f"{name} must hold one PEM certificate and nothing else",
             hint="Paste the root certificate that the simulated replica printed or wrote.",
         )
     try:
-        anchor = Anchor.simulated(simulated_root_pem)
+        anchor = Anchor.simulated(pem)
     except PolicyDocumentError as error:
-        raise PolicyDocumentError(f"tee.simulated_root_pem: {error.message}", hint=error.hint) from None
-    built_in = registry.get(SIMULATED).anchors
+        raise PolicyDocumentError(f"{name}: {error.message}", hint=error.hint) from None
+    built_in = registry.get(form).anchors
     if any(anchor.sha256 == root.sha256 or anchor.spki == root.spki for root in built_in):
-        raise PolicyDocumentError(
-            "tee.simulated_root_pem is a hardware vendor's root", hint="Vendors' roots are built in; remove it."
-        )
-    return {SIMULATED: (*built_in, anchor)}
+        raise PolicyDocumentError(f"{name} is a hardware vendor's root", hint="Vendors' roots are built in; remove it.")
+    return anchor
 
 
 def _waivers(root: toml.Table, formats: Iterable[Format]) -> dict[str, str]:
@@ -240,19 +249,32 @@ def _inside(tee: toml.Table, accepted: tuple[Format, ...]) -> tuple[Format, ...]
     return inside
 
 
-def simulated_root(tee: toml.Table, *, allow_simulated: bool) -> str | None:
-    """`tee.simulated_root_pem`, given exactly where simulated evidence is allowed; raises PolicyDocumentError."""
-    pem = tee.text("simulated_root_pem")
-    if allow_simulated and pem is None:
+def simulated_roots(
+    tee: toml.Table, formats: Iterable[Format], *, allow_simulated: bool
+) -> tuple[str | None, dict[str, str]]:
+    """The root of simulated Nitro documents, and those of other formats by name; raises PolicyDocumentError.
+
+    Roots are given exactly where simulated evidence is allowed.
+    """
+    pem, table = tee.text("simulated_root_pem"), tee.table("simulated_roots")
+    roots = {form: text.strip() + "\n" for form in SIMULATED_ROOTS if (text := table.text(form)) is not None}
+    table.done()
+    if allow_simulated and pem is None and not roots:
         raise PolicyDocumentError(
-            "tee.allow_simulated needs tee.simulated_root_pem", hint="Paste the simulated replica's root certificate."
+            "tee.allow_simulated needs tee.simulated_root_pem or tee.simulated_roots",
+            hint="Paste the simulated replica's root certificate.",
         )
-    if pem is not None and not allow_simulated:
+    if (pem is not None or roots) and not allow_simulated:
         raise PolicyDocumentError(
-            "tee.simulated_root_pem is given but tee.allow_simulated is not true",
+            f"{'tee.simulated_root_pem' if pem is not None else 'tee.simulated_roots'} is given but "
+            "tee.allow_simulated is not true",
             hint="Remove the root, or accept that a simulated TEE proves nothing.",
         )
-    return None if pem is None else pem.strip() + "\n"
+    for unused in set(roots) - {form.name for form in formats}:
+        raise PolicyDocumentError(
+            f"{table.name(unused)} is the root of a format that the policy does not accept", hint="Remove it."
+        )
+    return (None if pem is None else pem.strip() + "\n"), roots
 
 
 def unfilled(root: toml.Table) -> tuple[str, ...]:
@@ -290,8 +312,8 @@ def _read(root: toml.Table, sha256: str) -> Policy:
     formats = (*accepted, *inside, *gpus)
     waivers = _waivers(root, formats)
     allow_simulated = tee.flag("allow_simulated") or False
-    pem = simulated_root(tee, allow_simulated=allow_simulated)
-    anchors = anchors_for(pem)
+    pem, roots = simulated_roots(tee, formats, allow_simulated=allow_simulated)
+    anchors = anchors_for(pem, roots)
     # Without tee.accept the hole is what to tell, not the tables that nobody reads because of it.
     sections = {name: root.table(name) for name in ([form.name for form in formats] if accepted else FORMATS)}
     demands = {form.name: {rule.name: rule.read(sections[form.name]) for rule in form.rules} for form in formats}
@@ -321,6 +343,7 @@ def _read(root: toml.Table, sha256: str) -> Policy:
         tables={form: section.members for form, section in sections.items() if section.members},
         sha256=sha256,
         simulated_root_pem=pem,
+        simulated_roots=roots,
     )
 
 
@@ -348,12 +371,14 @@ def _complete(rules: Mapping[str, object], waivers: Mapping[str, str], formats: 
         )
 
 
-def write_simulated(root_pem: str) -> list[str]:
-    """The lines of `[tee]` that allow simulated evidence under a root."""
+def write_simulated(root_pem: str | None, roots: Mapping[str, str]) -> list[str]:
+    """The lines of `[tee]` that allow simulated evidence, of Nitro under one root and of other formats under theirs."""
+    named = {"simulated_root_pem": root_pem} if root_pem else {}
+    named |= {f"simulated_roots.{form}": pem for form, pem in roots.items()}
     return [
         "# SIMULATED: evidence under this root proves nothing about the machine. For laptops and tests only.",
         "allow_simulated = true",
-        f'simulated_root_pem = """\n{root_pem}"""',
+        *(f'{name} = """\n{pem}"""' for name, pem in named.items()),
     ]
 
 
@@ -362,7 +387,7 @@ def _write(policy: Policy) -> str:
     lists = {"accept": policy.tees, "inside": policy.inside, "gpu": policy.gpus}
     lines += toml.write({key: list(names) for key, names in lists.items() if names or key == "accept"})
     if policy.allow_simulated:
-        lines += write_simulated(policy.simulated_root_pem or "")
+        lines += write_simulated(policy.simulated_root_pem, policy.simulated_roots)
     lines += toml.write(policy.tables)
     fresh: dict[str, object] = {
         "max_age_seconds": policy.max_age // timedelta(seconds=1),

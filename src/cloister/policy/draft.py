@@ -33,11 +33,45 @@ def draft(
     tee: dict[str, object] = {"accept": ["nitro"]}
     if simulated_root_pem is not None:
         tee |= {"allow_simulated": True, "simulated_root_pem": simulated_root_pem.strip() + "\n"}
+    formats = {"nitro": {"measurement": [{"label": label, **image} if label else image]}}
+    return _draft(name, tee, formats, {}, model_sha256=model_sha256, config_sha256=config_sha256, scope=scope)
+
+
+def draft_simulated(
+    *,
+    name: str,
+    form: str,
+    rules: Mapping[str, object],
+    waivers: Mapping[str, str],
+    root_pem: str,
+    model_sha256: str,
+    config_sha256: str,
+) -> str:
+    """The same for a SIMULATED replica with evidence of another format, whose `rules` and `waivers` the caller brings.
+
+    `root_pem` is the simulated root of that format. Raises PolicyDocumentError for what makes no policy.
+    """
+    tee = {"accept": [form], "allow_simulated": True, "simulated_roots": {form: root_pem.strip() + "\n"}}
+    return _draft(
+        name, tee, {form: rules}, waivers, model_sha256=model_sha256, config_sha256=config_sha256, scope="replica"
+    )
+
+
+def _draft(
+    name: str,
+    tee: Mapping[str, object],
+    formats: Mapping[str, object],
+    waivers: Mapping[str, str],
+    *,
+    model_sha256: str,
+    config_sha256: str,
+    scope: str,
+) -> str:
     document: dict[str, object] = {
         "schema": SCHEMA,
         "name": name,
         "tee": tee,
-        "nitro": {"measurement": [{"label": label, **image} if label else image]},
+        **formats,
         "freshness": {
             "max_age_seconds": 300,
             "max_clock_skew_seconds": 60,
@@ -48,5 +82,7 @@ def draft(
         "config": {"sha256": [config_sha256]},
         "key": {"scope": [scope]},
     }
+    if waivers:
+        document["waive"] = [{"rule": rule, "reason": reason} for rule, reason in waivers.items()]
     # Read and written again: the one way to write a policy, with its warnings.
     return HEADER + Policy.from_toml("\n".join(toml.write(document)).encode()).to_toml()

@@ -94,7 +94,8 @@ class ReleasePolicy:
             "freshness.max_age_seconds": fresh.seconds("max_age_seconds", 1, document.MAX_SKEW),
             "freshness.max_clock_skew_seconds": fresh.seconds("max_clock_skew_seconds", 0, document.MAX_SKEW),
         }
-        anchors = document.anchors_for(document.simulated_root(tee, allow_simulated=allow_simulated))
+        pem, _ = document.simulated_roots(tee, (NITRO,), allow_simulated=allow_simulated)
+        anchors = document.anchors_for(pem)
         grants = tuple(_grant(item) for item in root.tables("grant"))
         for table in (tee, fresh, root):
             table.done()
@@ -118,7 +119,7 @@ class ReleasePolicy:
 
 def beginning(name: str, simulated_root_pem: str | None) -> str:
     """A policy document that grants nothing yet."""
-    simulated = document.write_simulated(simulated_root_pem.strip() + "\n") if simulated_root_pem is not None else []
+    simulated = document.write_simulated(simulated_root_pem.strip() + "\n", {}) if simulated_root_pem else []
     lines = [f"schema = {toml.quote(SCHEMA)}", f"name = {toml.quote(name)}", "", "[tee]", 'accept = ["nitro"]']
     lines += [*simulated, "", "[freshness]", "max_age_seconds = 120", "max_clock_skew_seconds = 60"]
     return "\n".join(lines) + "\n"

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cloister.enclave.release.kbs import ATTEMPTS, KbsRelease
 from cloister.errors import CloisterError, ReleaseDeniedError, UndecidedError
-from cloister.platforms.qemu_nitro.kms import tls
+from cloister.platforms import lab_tls as tls
 from cloister.weights import jwe, kbs, manifest
 from cloister.weights.keys import WrappedKey
 from cloister.wire import strict_json

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.tee.dcap.signer import (
-    INTEL,
     NOW,
     World,
     claims,
     crl,
     enclave_report,
     issue,
+    pem,
     raw,
     refusal,
     td_report,
@@ -27,7 +27,7 @@ from cloister.errors import CloisterError, MalformedError, NotGenuineError, Refu
 from cloister.tee import binding, registry
 from cloister.trust.collateral import Item
 from cloister.trust.dcap import qvl
-from cloister.trust.dcap.quote import Quote
+from cloister.trust.dcap.quote import INTEL, Quote
 
 TDX, SGX = World(tdx=True), World(tdx=False, version=3)
 WORLDS = pytest.mark.parametrize("world", [TDX, World(tdx=True, version=5), SGX], ids=["tdx-4", "tdx-5", "sgx-3"])
@@ -215,7 +215,7 @@ def test_a_foreign_key_signed_the_collateral() -> None:
     identity = raw(other.key, json.dumps(TDX.qe_identity()).encode()).hex()
     assert isinstance(refusal(TDX, collateral=TDX.collateral(qe_identity_signature=identity)), NotGenuineError)
     signer = issue("SIMULATED SGX TCB Signing", other, ca=False)
-    chain = (signer.pem + other.pem).decode()
+    chain = pem(signer) + pem(other)
     found = refusal(TDX, collateral=TDX.collateral(
         tcb_info_issuer_chain=chain, tcb_info_signature=raw(signer.key, info.encode()).hex()))  # fmt: skip
     assert isinstance(found, NotGenuineError)
@@ -251,7 +251,7 @@ def test_whatever_follows_a_header_is_malformed(data: bytes, version: int, tee: 
 
 def test_the_key_of_a_platform_does_not_sign_collateral() -> None:
     info = json.dumps(TDX.tcb_info())
-    chain = (TDX.pck.pem + TDX.ca.pem).decode()
+    chain = pem(TDX.pck) + pem(TDX.ca)
     found = refusal(TDX, collateral=TDX.collateral(
         tcb_info_issuer_chain=chain, tcb_info_signature=raw(TDX.pck.key, info.encode()).hex()))  # fmt: skip
     assert isinstance(found, NotGenuineError)
@@ -282,10 +282,10 @@ def test_collateral_is_parsed_strictly(member: str) -> None:
 
 def test_a_pck_chain_in_the_collateral_counts_for_nothing() -> None:
     other = World(tdx=True)
-    chain = (other.pck.pem + other.ca.pem + other.root.pem).decode()
+    chain = pem(other.pck) + pem(other.ca) + pem(other.root)
     assert claims(TDX, collateral=TDX.collateral(pck_certificate_chain=chain)).genuine
     # The quote's own PCK did not sign this one; that of the collateral did.
-    collateral = TDX.collateral(pck_certificate_chain=(TDX.pck.pem + TDX.ca.pem + TDX.root.pem).decode())
+    collateral = TDX.collateral(pck_certificate_chain=pem(TDX.pck) + pem(TDX.ca) + pem(TDX.root))
     found = refusal(TDX, evidence=other.quote, collateral=collateral)
     assert isinstance(found, NotGenuineError)
 

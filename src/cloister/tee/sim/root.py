@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -77,8 +78,10 @@ class SimulatedRoot:
         return cls(issue(NAME, None, start=start, life=timedelta(days=366), ca=True))
 
     @classmethod
-    def load_or_create(cls, path: Path) -> SimulatedRoot:
+    def load_or_create(cls, path: Path, create: Callable[[], SimulatedRoot] | None = None) -> SimulatedRoot:
         """The root kept in `path` (PEM key and certificate, mode 0600), made there when it is missing or over.
+
+        `create` makes it; without, it is one of the shape of AWS's.
 
         Raises UsageError when the file cannot be used.
         """
@@ -98,7 +101,7 @@ class SimulatedRoot:
                 raise UsageError("the simulated root file is damaged", hint="Remove it; a new one is made.")
             if certificate.not_valid_after_utc > datetime.now(UTC) + timedelta(days=2):
                 return cls(Issued(certificate, key))
-        root = cls.create()
+        root = (create or cls.create)()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = path.with_suffix(".new")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

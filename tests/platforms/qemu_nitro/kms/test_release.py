@@ -23,7 +23,7 @@ from tests.platforms.qemu_nitro.kms.lab import CONTEXT, IDENTITIES, KMS_HOST, PC
 from cloister.enclave.release.cms import Envelope
 from cloister.enclave.release.kms_client import KmsClient
 from cloister.errors import CloisterError, MalformedError, ReleaseDeniedError, UndecidedError, UsageError
-from cloister.platforms.qemu_nitro.kms import tls
+from cloister.platforms import lab_tls as tls
 from cloister.tee.sim.root import SimulatedRoot
 
 

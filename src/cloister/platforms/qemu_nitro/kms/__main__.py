@@ -16,7 +16,7 @@ from pathlib import Path
 import uvicorn
 
 from cloister.errors import CloisterError
-from cloister.platforms.qemu_nitro.kms import tls
+from cloister.platforms import lab_tls as tls
 from cloister.platforms.qemu_nitro.kms.app import application
 from cloister.platforms.qemu_nitro.kms.service import Service
 from cloister.platforms.qemu_nitro.kms.signature import Identity

@@ -1,4 +1,4 @@
-"""The lab's own certificate authority: for clients of the SIMULATED KMS to trust, and for nobody else."""
+"""A lab's own certificate authority: for clients of SIMULATED services to trust, and for nobody else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make(folder: Path, names: Sequence[str], *, now: datetime | None = None) -> 
     """Write `ca.pem`, and `server.pem` with its key (mode 0600) for the host names; the authority's key is not kept."""
     start = (now or datetime.now(UTC)) - timedelta(hours=1)
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "cloister SIMULATED KMS lab CA")])
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "cloister SIMULATED lab CA")])
     ca_id = x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key())
     base = x509.CertificateBuilder().issuer_name(ca_name).not_valid_before(start).not_valid_after(start + LIFE)
     authority = (
@@ -35,7 +35,7 @@ def make(folder: Path, names: Sequence[str], *, now: datetime | None = None) -> 
         .sign(ca_key, SHA256())
     )
     server = (
-        base.subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "SIMULATED KMS")]))
+        base.subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "SIMULATED service")]))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
