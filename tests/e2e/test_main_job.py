@@ -294,7 +294,7 @@ def test_outer_errors(replica: Replica) -> None:
         assert post(body).status_code == 200
         again = post(body)
         assert (again.status_code, again.json()["type"]) == (409, "urn:cloister:error:replay")
-        other = post(b"\xee" + chunked.RequestSealer(configs[0]).seal(request)[1:])
+        other = post(bytes([configs[0].key_id ^ 0xFF]) + chunked.RequestSealer(configs[0]).seal(request)[1:])
         changed = bytearray(chunked.RequestSealer(configs[0]).seal(request))
         changed[-1] ^= 1
         for refused in (other, post(bytes(changed))):

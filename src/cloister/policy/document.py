@@ -373,7 +373,7 @@ def _complete(rules: Mapping[str, object], waivers: Mapping[str, str], formats: 
 
 def write_simulated(root_pem: str | None, roots: Mapping[str, str]) -> list[str]:
     """The lines of `[tee]` that allow simulated evidence, of Nitro under one root and of other formats under theirs."""
-    named = {"simulated_root_pem": root_pem} if root_pem else {}
+    named = {"simulated_root_pem": root_pem} if root_pem is not None else {}
     named |= {f"simulated_roots.{form}": pem for form, pem in roots.items()}
     return [
         "# SIMULATED: evidence under this root proves nothing about the machine. For laptops and tests only.",

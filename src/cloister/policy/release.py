@@ -119,7 +119,9 @@ class ReleasePolicy:
 
 def beginning(name: str, simulated_root_pem: str | None) -> str:
     """A policy document that grants nothing yet."""
-    simulated = document.write_simulated(simulated_root_pem.strip() + "\n", {}) if simulated_root_pem else []
+    simulated = []
+    if simulated_root_pem is not None:
+        simulated = document.write_simulated(simulated_root_pem.strip() + "\n", {})
     lines = [f"schema = {toml.quote(SCHEMA)}", f"name = {toml.quote(name)}", "", "[tee]", 'accept = ["nitro"]']
     lines += [*simulated, "", "[freshness]", "max_age_seconds = 120", "max_clock_skew_seconds = 60"]
     return "\n".join(lines) + "\n"
