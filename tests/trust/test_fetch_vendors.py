@@ -467,7 +467,6 @@ def test_what_a_trust_authority_token_needs(service: Service, time: Time, tmp_pa
 
     service.answer = answer
     form = registry.get("ita")
-    assert form.needs is not None
     found = form.needs(_token({"iss": "Intel Trust Authority"}))
     assert [need.parameters.get("list") for need in found] == [None, "ats-ca", "root-ca"]
     fetching = fetcher(tmp_path, time, base=service.url)

@@ -57,9 +57,9 @@ class Format:
     bind: Callable[[Claims, bytes, bytes | None], None]
     #: Decodes without verifying, for people to look at; raises MalformedError.
     parse: Callable[[bytes], object]
+    #: What evidence, which nobody has verified, would need beside it; raises MalformedError.
+    needs: Callable[[bytes], tuple[Need, ...]]
     anchors: tuple[Anchor, ...] = ()
     inner: tuple[str, ...] = ()
     #: Kinds of collateral (trust/collateral.py) that `verify` looks at.
     collateral: tuple[str, ...] = ()
-    #: What evidence, which nobody has verified, would need beside it; raises MalformedError.
-    needs: Callable[[bytes], tuple[Need, ...]] | None = None

@@ -7,22 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from cloister.errors import MalformedError, PolicyDocumentError
+from cloister.errors import PolicyDocumentError
+from cloister.trust.certificates import UNREADABLE
 
 SIMULATED_MARK = "SIMULATED"
-
-# Everything that `cryptography` raises for a certificate it cannot read; they have no common base.
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +51,7 @@ class Anchor:
                 origin="the policy",
                 genuine=False,
             )
-        except (*_UNREADABLE, InvalidSignature):
+        except (*UNREADABLE, InvalidSignature):
             raise PolicyDocumentError(
                 "the simulated root is not a self-signed certificate in PEM",
                 hint="Paste the root certificate that the simulated replica printed or wrote.",
@@ -70,20 +61,3 @@ class Anchor:
                 "the simulated root does not call itself SIMULATED", hint="A vendor's root does not belong there."
             )
         return anchor
-
-
-def load_certificate(der: bytes, what: str) -> x509.Certificate:
-    """Parse one DER certificate without trailing bytes; raises MalformedError."""
-    try:
-        certificate = x509.load_der_x509_certificate(der)
-        # Parse what is lazy now, so that nothing later can fail in another way.
-        certificate.extensions  # noqa: B018
-        certificate.subject.rfc4514_string()
-        certificate.issuer.rfc4514_string()
-        certificate.public_key()
-        reencoded = certificate.public_bytes(Encoding.DER)
-    except _UNREADABLE:
-        raise MalformedError(f"{what}: not an X.509 certificate") from None
-    if reencoded != der:
-        raise MalformedError(f"{what}: not one DER certificate")
-    return certificate

@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cloister.errors import MalformedError, NotGenuineError, UndecidedError
 from cloister.trust import chain, signatures
-from cloister.trust.anchors import Anchor, load_certificate
+from cloister.trust.anchors import Anchor
+from cloister.trust.certificates import load_certificate
 from cloister.trust.chain import Profile
 from cloister.trust.collateral import Collateral
 from cloister.trust.signatures import Algorithm

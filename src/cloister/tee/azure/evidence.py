@@ -45,6 +45,11 @@ class Evidence:
     tpm_quote: TpmQuote | None
     td_quote: bytes | None
 
+    @property
+    def hardware(self) -> bytes:
+        """The evidence that the hardware itself signed."""
+        return self.hcl.evidence if self.td_quote is None else self.td_quote
+
     @classmethod
     def parse(cls, data: bytes) -> Evidence:
         """Read exactly one envelope of at most 64 KiB; raises MalformedError."""

@@ -15,6 +15,7 @@ from cloister.tee.azure.hcl import VmConfiguration, user_data
 from cloister.tee.claims import Claims
 from cloister.tee.context import Context
 from cloister.trust.jwt import Alg, KeySet, Token
+from cloister.trust.need import Need
 from cloister.wire.strict_json import Fields
 
 NAME = "azure-maa"
@@ -165,6 +166,14 @@ class Verified:
 
     attestation: Attestation
     issuer: str
+
+
+def needs(evidence: bytes) -> tuple[Need, ...]:
+    """The issuer's keys, if it can be an instance of the service; raises MalformedError."""
+    issuer = Token.parse(evidence, WHAT).fields().text("iss", limit=128)
+    if not _ISSUER.match(issuer):
+        raise MalformedError(f"{WHAT}: the issuer is no instance of the service")
+    return (Need(kind="jwks", parameters={"issuer": issuer}),)
 
 
 def parse(evidence: bytes) -> Attestation:

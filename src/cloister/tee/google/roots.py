@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cloister.errors import NotGenuineError
-from cloister.trust.anchors import Anchor, load_certificate
+from cloister.trust.anchors import Anchor
+from cloister.trust.certificates import load_certificate
 
 EK_AK_ROOT = Anchor(
     subject="CN=EK/AK CA Root,OU=Google Cloud,O=Google LLC,L=Mountain View,ST=California,C=US",

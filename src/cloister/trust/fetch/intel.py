@@ -12,11 +12,11 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote_to_bytes
 
 from cloister.errors import MalformedError, NotGenuineError
-from cloister.trust.anchors import load_certificate
+from cloister.trust.certificates import MAX_CRL, common_name, load_certificate
 from cloister.trust.collateral import MAX_ITEM
-from cloister.trust.crl import MAX_CRL
+from cloister.trust.dcap.pck import CAS
 from cloister.trust.fetch.http import Answer, Http
-from cloister.trust.fetch.source import Source, certificates, common_name, crl_life, parameter
+from cloister.trust.fetch.source import Source, certificates, crl_life, parameter
 from cloister.trust.need import Life, Need
 from cloister.wire import strict_json
 from cloister.wire.strict_json import Fields
@@ -27,7 +27,6 @@ ROOT_CRL = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"
 MAX_TEXT = 256 * 1024
 WHAT = "Intel collateral"
 _QE = {"sgx": "QE", "tdx": "TD_QE"}
-_CA = {"processor": "Intel SGX PCK Processor CA", "platform": "Intel SGX PCK Platform CA"}
 _ROOT = "Intel SGX Root CA"
 _CHAINS = ("tcb_info_issuer_chain", "qe_identity_issuer_chain", "pck_crl_issuer_chain")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
@@ -80,7 +79,7 @@ def life(data: bytes, *, tee: str, fmspc: str, ca: str) -> Life:
     if identity.text("id") != _QE[tee]:
         raise NotGenuineError(f"{WHAT}: the identity of another quoting enclave")
     lives = [Life(_time(each, "issueDate"), _time(each, "nextUpdate")) for each in (tcb, identity)]
-    lives.append(crl_life(_hex(fields, "pck_crl"), _CA[ca], f"{WHAT}: PCK CRL"))
+    lives.append(crl_life(_hex(fields, "pck_crl"), CAS[ca], f"{WHAT}: PCK CRL"))
     lives.append(crl_life(_hex(fields, "root_ca_crl"), _ROOT, f"{WHAT}: root CRL"))
     for name in _CHAINS:
         for der in certificates(fields.text(name, limit=MAX_TEXT).encode(), 2, f"{WHAT}: {name}"):

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from cloister.errors import MalformedError, NotGenuineError
 from cloister.trust import chain, signatures
-from cloister.trust.anchors import Anchor, load_certificate
+from cloister.trust.anchors import Anchor
+from cloister.trust.certificates import from_pem, load_certificate
 from cloister.trust.chain import Profile
 from cloister.trust.signatures import Algorithm
 from cloister.wire.protobuf import Message
@@ -26,6 +26,7 @@ MAX_ENDORSEMENT = 512 * 1024
 MAX_MEASUREMENTS = 2048
 MAX_CERTIFICATE = 16 * 1024
 MAX_BUNDLE = 64 * 1024
+MAX_CHAIN = 8
 _MEASUREMENT = 48
 _U32 = (1 << 32) - 1
 _MAX_TIME = 253_402_214_400
@@ -116,12 +117,9 @@ def _intermediates(bundle: bytes, leaf: x509.Certificate, anchors: Sequence[Anch
     known = {anchor.subject for anchor in anchors}
     if leaf.issuer.rfc4514_string() in known or not bundle:
         return ()
-    try:
-        found = x509.load_pem_x509_certificates(bundle)
-    except ValueError:
-        raise MalformedError(f"{WHAT}: the certificates in it are not PEM") from None
-    certificates = [load_certificate(each.public_bytes(Encoding.DER), "intermediate") for each in found[:8]]
-    return tuple(each.public_bytes(Encoding.DER) for each in certificates if each.subject.rfc4514_string() not in known)
+    ders = from_pem(bundle, f"{WHAT}: its certificates", smallest=1, largest=MAX_CHAIN)
+    above = [load_certificate(der, "intermediate") for der in ders]
+    return tuple(der for der, each in zip(ders, above, strict=True) if each.subject.rfc4514_string() not in known)
 
 
 def _time(message: Message | None) -> datetime:
