@@ -81,3 +81,23 @@ class Pcs:
         if part == "rootcacrl" and tee == "sgx":
             return Reply(body=self._list(ROOT))
         return Reply(404)
+
+
+def stored(members: dict[str, str]) -> Pcs:
+    """A service that gives collateral which somebody has kept (as dcap-qvl names its members), whatever is asked for."""
+
+    def signed(name: str, member: str, header: str) -> Reply:
+        body = f'{{"{member}":{members[name]},"signature":"{members[f"{name}_signature"]}"}}'
+        return Reply(body=body.encode(), headers={header: quote(members[f"{name}_issuer_chain"])})
+
+    found = Pcs()
+    found.replies = {
+        "tcb": signed("tcb_info", "tcbInfo", "TCB-Info-Issuer-Chain"),
+        "qe/identity": signed("qe_identity", "enclaveIdentity", "SGX-Enclave-Identity-Issuer-Chain"),
+        "pckcrl": Reply(
+            body=bytes.fromhex(members["pck_crl"]),
+            headers={"SGX-PCK-CRL-Issuer-Chain": quote(members["pck_crl_issuer_chain"])},
+        ),
+        "rootcacrl": Reply(body=members["root_ca_crl"].encode()),
+    }
+    return found

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from cloister.errors import PolicyDocumentError
+from cloister.errors import MalformedError, NotGenuineError, PolicyDocumentError
 from cloister.policy.checks import WAIVABLE, rule_name
 from cloister.tee import FORMATS, registry
 from cloister.tee.evidence import Role
 from cloister.tee.format import Format
 from cloister.trust.anchors import Anchor
+from cloister.trust.certificates import from_pem
 from cloister.wire import toml
 
 SCHEMA = "cloister-policy/1"
@@ -115,9 +116,10 @@ class Policy:
 
     `tees` are formats of evidence (tee.FORMATS) of which one is enough, `inside` those that an envelope among them may
     hold, `gpus` those of which one must vouch for the GPUs (none: no GPU is spoken of). `demands` holds, for each of
-    these formats, the value of every rule that is stated; a rule that is not there is waived. `anchors` replaces the
-    built-in roots of a format by name. Digest tuples are None exactly where their rule is waived; `waivers` maps a
-    waived rule to its reason. `tables` are the formats' tables as they were read; `sha256` names the whole document.
+    these formats, the value of every rule that is stated; a rule that is not there is waived. `anchors` are roots by
+    name of their format: the built-in and a simulated one, or one that a format lets a policy name. Digest tuples are
+    None exactly where their rule is waived; `waivers` maps a waived rule to its reason. `tables` are the formats'
+    tables as they were read; `sha256` names the whole document.
     """
 
     name: str
@@ -183,6 +185,24 @@ def anchors_for(simulated_root_pem: str | None) -> Mapping[str, tuple[Anchor, ..
             "tee.simulated_root_pem is a hardware vendor's root", hint="Vendors' roots are built in; remove it."
         )
     return {SIMULATED: (*built_in, anchor)}
+
+
+def _named(formats: Iterable[Format], sections: Mapping[str, toml.Table]) -> dict[str, tuple[Anchor, ...]]:
+    """Roots that the formats' tables name, where none is built in; raises PolicyDocumentError."""
+    found: dict[str, tuple[Anchor, ...]] = {}
+    for form in formats:
+        for root in form.roots:
+            name, pem = sections[form.name].name(root.key), sections[form.name].text(root.key)
+            if pem is None:
+                continue
+            try:
+                (der,) = from_pem(pem.encode(), "root", smallest=1, largest=1)
+                found[root.anchors] = (replace(root.read(der), origin="named by the policy"),)
+            except (MalformedError, NotGenuineError) as error:
+                raise PolicyDocumentError(
+                    f"{name}: {error.message}", hint="Paste the vendor's root certificate, and nothing else."
+                ) from None
+    return found
 
 
 def _waivers(root: toml.Table, formats: Iterable[Format]) -> dict[str, str]:
@@ -291,11 +311,12 @@ def _read(root: toml.Table, sha256: str) -> Policy:
     waivers = _waivers(root, formats)
     allow_simulated = tee.flag("allow_simulated") or False
     pem = simulated_root(tee, allow_simulated=allow_simulated)
-    anchors = anchors_for(pem)
+    simulated = anchors_for(pem)
     # Without tee.accept the hole is what to tell, not the tables that nobody reads because of it.
     sections = {name: root.table(name) for name in ([form.name for form in formats] if accepted else FORMATS)}
     demands = {form.name: {rule.name: rule.read(sections[form.name]) for rule in form.rules} for form in formats}
     values = {name: rule.read(shared.get(name.partition(".")[0], root)) for name, rule in RULES.items()}
+    named = _named(formats if accepted else (), sections)
     for table in (*shared.values(), *(sections.values() if accepted else ()), root):
         table.done()
     stated = {rule_name(form, rule): value for form in formats for rule, value in demands[form.name].items()}
@@ -308,7 +329,7 @@ def _read(root: toml.Table, sha256: str) -> Policy:
         demands={
             form: {rule: value for rule, value in found.items() if value is not None} for form, found in demands.items()
         },
-        anchors=anchors,
+        anchors={**named, **simulated},
         allow_simulated=allow_simulated,
         max_age=values["freshness.max_age_seconds"],
         max_clock_skew=values["freshness.max_clock_skew_seconds"],

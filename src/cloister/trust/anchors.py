@@ -10,8 +10,8 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from cloister.errors import PolicyDocumentError
-from cloister.trust.certificates import UNREADABLE
+from cloister.errors import NotGenuineError, PolicyDocumentError
+from cloister.trust.certificates import UNREADABLE, load_certificate
 
 SIMULATED_MARK = "SIMULATED"
 
@@ -32,6 +32,40 @@ class Anchor:
     genuine: bool = True
 
     @classmethod
+    def of(cls, certificate: x509.Certificate, origin: str, *, genuine: bool = True) -> Anchor:
+        """The facts of a certificate that was checked already."""
+        return cls(
+            subject=certificate.subject.rfc4514_string(),
+            spki=certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+            not_before=certificate.not_valid_before_utc,
+            not_after=certificate.not_valid_after_utc,
+            sha256=hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest(),
+            origin=origin,
+            genuine=genuine,
+        )
+
+    @classmethod
+    def root(cls, der: bytes, origin: str) -> Anchor:
+        """A vendor's root that somebody names by its certificate (DER): self-signed, for signing certificates.
+
+        Raises MalformedError or NotGenuineError, also for a root that calls itself SIMULATED.
+        """
+        certificate = load_certificate(der, "root")
+        anchor = cls.of(certificate, origin)
+        values = [extension.value for extension in certificate.extensions]
+        if not any(isinstance(value, x509.BasicConstraints) and value.ca for value in values) or not any(
+            isinstance(value, x509.KeyUsage) and value.key_cert_sign for value in values
+        ):
+            raise NotGenuineError("the certificate is not one of a root: it may not issue certificates")
+        try:
+            certificate.verify_directly_issued_by(certificate)
+        except (*UNREADABLE, InvalidSignature):
+            raise NotGenuineError("the certificate is not one of a root: it did not sign itself") from None
+        if SIMULATED_MARK in anchor.subject:
+            raise NotGenuineError("the root calls itself SIMULATED")
+        return anchor
+
+    @classmethod
     def simulated(cls, pem: str) -> Anchor:
         """The anchor of a simulated TEE's root certificate (PEM); raises PolicyDocumentError.
 
@@ -41,16 +75,7 @@ class Anchor:
         try:
             certificate = x509.load_pem_x509_certificate(pem.encode("ascii"))
             certificate.verify_directly_issued_by(certificate)
-            der = certificate.public_bytes(Encoding.DER)
-            anchor = cls(
-                subject=certificate.subject.rfc4514_string(),
-                spki=certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
-                not_before=certificate.not_valid_before_utc,
-                not_after=certificate.not_valid_after_utc,
-                sha256=hashlib.sha256(der).hexdigest(),
-                origin="the policy",
-                genuine=False,
-            )
+            anchor = cls.of(certificate, "the policy", genuine=False)
         except (*UNREADABLE, InvalidSignature):
             raise PolicyDocumentError(
                 "the simulated root is not a self-signed certificate in PEM",

@@ -6,7 +6,7 @@ from cloister.tee import binding, registry
 from cloister.tee.evidence import Role
 from cloister.tee.format import Format
 from cloister.tee.google import SPACE_MEDIA_TYPE, VTPM_MEDIA_TYPE
-from cloister.tee.google.roots import ANCHORS
+from cloister.tee.google.roots import ANCHORS, ROOTS_OF_SPACE, ROOTS_OF_VTPM
 from cloister.tee.google.space import evidence as space
 from cloister.tee.google.space import rules as space_rules
 from cloister.tee.google.space import verify as space_verify
@@ -48,6 +48,7 @@ FORMATS = (
         bind=space_verify.bind,
         parse=_parse_token,
         needs=_needs_of_token,
+        roots=ROOTS_OF_SPACE,
         collateral=("jwks",),
     ),
     Format(
@@ -62,6 +63,7 @@ FORMATS = (
         parse=vtpm.Attestation.parse,
         needs=_needs_inside,
         anchors=ANCHORS,
+        roots=ROOTS_OF_VTPM,
         inner=("snp", "tdx"),
         collateral=("google-ak", "tcg-event-log", "google-endorsement"),
     ),

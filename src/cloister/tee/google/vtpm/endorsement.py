@@ -95,21 +95,21 @@ class Endorsement:
         return svn if any(hmac.compare_digest(each, measurement) for each in listed) else None
 
 
-def verify(data: bytes, anchors: Sequence[Anchor], *, now: datetime, skew: timedelta) -> Endorsement:
-    """An endorsement that a key under one of `anchors` signed (RSASSA-PSS SHA-256), at `now` (aware).
+def verify(data: bytes, anchors: Sequence[Anchor], *, now: datetime, skew: timedelta) -> tuple[Endorsement, Anchor]:
+    """An endorsement that a key under one of `anchors` signed (RSASSA-PSS SHA-256), at `now` (aware), and that anchor.
 
     Raises MalformedError or NotGenuineError.
     """
     endorsement = Endorsement.parse(data)
     leaf = load_certificate(endorsement.certificate, "endorsement key certificate")
-    _, certificates = chain.validate(
+    anchor, certificates = chain.validate(
         _intermediates(endorsement.bundle, leaf, anchors), leaf, anchors, now=now, profile=PROFILE
     )
     key = certificates[-1].public_key()
     signatures.check(key, Algorithm.RSA_PSS_SHA256, endorsement.signature, endorsement.body, f"the {WHAT}")
     if endorsement.signed_at - now > skew:
         raise NotGenuineError(f"the {WHAT} is from the future", hint="Check this machine's clock.")
-    return endorsement
+    return endorsement, anchor
 
 
 def _intermediates(bundle: bytes, leaf: x509.Certificate, anchors: Sequence[Anchor]) -> tuple[bytes, ...]:
