@@ -55,7 +55,7 @@ class Pcs:
     def text(self, what: str, end: datetime) -> str:
         # Spaces and order as no encoder of ours would write them: the text must come through as it is.
         stamp = "%Y-%m-%dT%H:%M:%SZ"
-        return f'{{"id":"{what}", "version":3,"issueDate":"{NOW - DAY:{stamp}}","nextUpdate":"{end:{stamp}}","fmspc":"{self.fmspc}"}}'
+        return f'{{"id":"{what}", "version":3,"issueDate":"{NOW - DAY:{stamp}}","nextUpdate":"{end:{stamp}}","fmspc":"{self.fmspc}","pceId":"0000","tcbEvaluationDataNumber":17}}'
 
     def _chain(self, name: str) -> str:
         return quote((certificate(name, ROOT, self.signer_end) + certificate(ROOT, ROOT)).decode())

@@ -109,14 +109,6 @@ def hexes(key: str, size: int, *, what: str) -> Callable[[Table], tuple[str, ...
     return lambda table: table.hexes(key, size, what=what)
 
 
-def digest(table: Table, key: str, size: int) -> str | None:
-    """One value of `size` bytes in lower-case hex."""
-    value = table.text(key)
-    if value is not None and (len(value) != 2 * size or set(value) - set("0123456789abcdef")):
-        raise PolicyDocumentError(f"{table.name(key)} must be {2 * size} lower-case hex digits", hint="Copy it whole.")
-    return value
-
-
 def one_of(found: str, allowed: Sequence[str], what: str) -> str:
     """`found`, if it is allowed; raises RefusedError."""
     if found not in allowed:

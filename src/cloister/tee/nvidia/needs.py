@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 
-from cloister.errors import MalformedError
 from cloister.tee.nvidia import nras
 from cloister.tee.nvidia.evidence import Arch, Entry, Evidence, Kind
 from cloister.tee.nvidia.rim import Rim
 from cloister.tee.nvidia.roots import NRAS_ISSUER
-from cloister.tee.nvidia.spdm import Opaque, Report, vbios_version
+from cloister.tee.nvidia.spdm import Opaque, vbios_version
 from cloister.trust.certificates import load_certificate
 from cloister.trust.need import Life, Need
 
@@ -44,20 +43,13 @@ def _names(entry: Entry) -> Iterator[str]:
     """The identifiers that NVIDIA's RIM service has for the manifests of one device."""
     report = entry.report
     if entry.kind is Kind.SWITCH:
-        yield f"{_SWITCH}_{_undotted(_text(report, Opaque.VBIOS_VERSION))}"
+        yield f"{_SWITCH}_{_undotted(report.stated(Opaque.VBIOS_VERSION))}"
         return
     prefix = "NV_GPU_DRIVER" if entry.arch is Arch.HOPPER else "NV_GPU_CC_DRIVER"
     chip = report.text(Opaque.CHIP_INFO) or _CHIPS[entry.arch]
-    yield f"{prefix}_{chip}_{_text(report, Opaque.DRIVER_VERSION)}"
-    board = "_".join(_text(report, kind) for kind in (Opaque.PROJECT, Opaque.PROJECT_SKU, Opaque.CHIP_SKU))
+    yield f"{prefix}_{chip}_{report.stated(Opaque.DRIVER_VERSION)}"
+    board = "_".join(report.stated(kind) for kind in (Opaque.PROJECT, Opaque.PROJECT_SKU, Opaque.CHIP_SKU))
     yield f"NV_GPU_VBIOS_{board.upper()}_{_undotted(vbios_version(report.opaque.get(Opaque.VBIOS_VERSION, b'')))}"
-
-
-def _text(report: Report, kind: Opaque) -> str:
-    text = report.text(kind)
-    if not text:
-        raise MalformedError(f"SPDM report: {kind.name} is missing")
-    return text
 
 
 def _undotted(version: str) -> str:

@@ -8,7 +8,6 @@ CCEL: UEFI 2.10 section 38.4, in the format of `cloister.wire.tcg_log`.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from cloister.errors import MalformedError
@@ -17,8 +16,6 @@ from cloister.wire import strict_json
 from cloister.wire.strict_json import Fields
 from cloister.wire.tcg_log import MAX_DATA, MAX_EVENTS, MAX_LOG, EventLog
 from cloister.wire.tpm import Bank
-
-_HEX = re.compile(r"(?:[0-9a-f]{2})*\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +60,12 @@ def _json(data: bytes) -> tuple[Event, ...]:
             raise _malformed("an event is not an object")
         fields = Fields(item, "event log")
         name, event_type = fields.text("event", limit=256), fields.integer("event_type", maximum=0xFFFFFFFF)
-        payload = _octets(fields, "event_payload")
+        payload = fields.hex("event_payload", limit=MAX_DATA)
         # A runtime event may come without its digest, which its text gives.
         if name and not fields.text("digest"):
             digest = measure.runtime_digest(name, payload, event_type)
         else:
-            digest = _octets(fields, "digest", 48)
+            digest = fields.hex("digest", 48)
         register = fields.integer("imr", maximum=3)
         events.append(Event(register=register, event_type=event_type, digest=digest, name=name, payload=payload))
         fields.done()
@@ -89,13 +86,6 @@ def _binary(data: bytes) -> tuple[Event, ...]:
         for event in log.events
         if 1 <= event.index <= 4 and Bank.SHA384 in log.banks
     )
-
-
-def _octets(fields: Fields, name: str, size: int | None = None) -> bytes:
-    text = fields.text(name, limit=2 * MAX_DATA)
-    if not _HEX.match(text) or (size is not None and len(text) != 2 * size):
-        raise _malformed(f"{name} is not lower-case hex{f' of {size} bytes' if size else ''}")
-    return bytes.fromhex(text)
 
 
 def _malformed(what: str) -> MalformedError:
