@@ -46,7 +46,15 @@ from cloister.weights import jwe, manifest
 from cloister.weights.kbs import Resource
 from cloister.weights.keys import WrappedKey
 from cloister.wire import bhttp, cbor, cose, strict_json, telemetry
-from fuzz import azure_targets, dcap_targets, fetch_targets, google_targets, nvidia_targets, snp_targets
+from fuzz import (
+    azure_targets,
+    dcap_targets,
+    fetch_targets,
+    google_targets,
+    needs_targets,
+    nvidia_targets,
+    snp_targets,
+)
 
 
 @dataclass(frozen=True)
@@ -222,7 +230,7 @@ def _attestations() -> list[bytes]:
 
 
 #: One module for each TEE folder, and what is fetched.
-MORE = (fetch_targets, snp_targets, dcap_targets, nvidia_targets, azure_targets, google_targets)
+MORE = (fetch_targets, snp_targets, dcap_targets, needs_targets, nvidia_targets, azure_targets, google_targets)
 
 TARGETS: tuple[Target, ...] = (
     Target(

@@ -1,7 +1,7 @@
 """Google's launch endorsement of Compute Engine's firmware: which launch measurements are of which release.
 
 Source: gce-tcb-verifier, `proto/endorsement.proto`. No endorsement that Google signed has been seen by this code, and
-the root (GCE-cc-tcb-root_1) is not built in: the caller gives it as an anchor.
+the root (GCE-cc-tcb-root_1) is not built in: a policy names it.
 """
 
 from __future__ import annotations
