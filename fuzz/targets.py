@@ -230,7 +230,7 @@ def _attestations() -> list[bytes]:
 
 
 #: One module for each TEE folder, and what is fetched.
-MORE = (fetch_targets, snp_targets, dcap_targets, needs_targets, nvidia_targets, azure_targets, google_targets)
+MORE = (fetch_targets, needs_targets, snp_targets, dcap_targets, nvidia_targets, azure_targets, google_targets)
 
 TARGETS: tuple[Target, ...] = (
     Target(

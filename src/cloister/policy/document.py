@@ -187,24 +187,6 @@ def anchors_for(simulated_root_pem: str | None) -> Mapping[str, tuple[Anchor, ..
     return {SIMULATED: (*built_in, anchor)}
 
 
-def _named(formats: Iterable[Format], sections: Mapping[str, toml.Table]) -> dict[str, tuple[Anchor, ...]]:
-    """Roots that the formats' tables name, where none is built in; raises PolicyDocumentError."""
-    found: dict[str, tuple[Anchor, ...]] = {}
-    for form in formats:
-        for root in form.roots:
-            name, pem = sections[form.name].name(root.key), sections[form.name].text(root.key)
-            if pem is None:
-                continue
-            try:
-                (der,) = from_pem(pem.encode(), "root", smallest=1, largest=1)
-                found[root.anchors] = (replace(root.read(der), origin="named by the policy"),)
-            except (MalformedError, NotGenuineError) as error:
-                raise PolicyDocumentError(
-                    f"{name}: {error.message}", hint="Paste the vendor's root certificate, and nothing else."
-                ) from None
-    return found
-
-
 def _waivers(root: toml.Table, formats: Iterable[Format]) -> dict[str, str]:
     theirs = {rule_name(form, rule.name): rule.waivable for form in formats for rule in form.rules}
     can = (*WAIVABLE, *(name for name, waivable in theirs.items() if waivable))
@@ -297,6 +279,24 @@ def chosen(tee: toml.Table) -> tuple[tuple[Format, ...], tuple[Format, ...], tup
     return accepted, _inside(tee, accepted), _formats(tee, "gpu", Role.GPU)
 
 
+def _named(formats: Iterable[Format], sections: Mapping[str, toml.Table]) -> dict[str, tuple[Anchor, ...]]:
+    """Roots that the formats' tables name, where none is built in; raises PolicyDocumentError."""
+    found: dict[str, tuple[Anchor, ...]] = {}
+    for form in formats:
+        for root in form.roots:
+            name, pem = sections[form.name].name(root.key), sections[form.name].text(root.key)
+            if pem is None:
+                continue
+            try:
+                (der,) = from_pem(pem.encode(), "root", smallest=1, largest=1)
+                found[root.anchors] = (replace(root.read(der), origin="named by the policy"),)
+            except (MalformedError, NotGenuineError) as error:
+                raise PolicyDocumentError(
+                    f"{name}: {error.message}", hint="Paste the vendor's root certificate, and nothing else."
+                ) from None
+    return found
+
+
 def _read(root: toml.Table, sha256: str) -> Policy:
     if root.text("schema") != SCHEMA:
         raise PolicyDocumentError(f'the policy must begin with schema = "{SCHEMA}"', hint="See docs/policy.md.")
@@ -311,7 +311,7 @@ def _read(root: toml.Table, sha256: str) -> Policy:
     waivers = _waivers(root, formats)
     allow_simulated = tee.flag("allow_simulated") or False
     pem = simulated_root(tee, allow_simulated=allow_simulated)
-    simulated = anchors_for(pem)
+    anchors = anchors_for(pem)
     # Without tee.accept the hole is what to tell, not the tables that nobody reads because of it.
     sections = {name: root.table(name) for name in ([form.name for form in formats] if accepted else FORMATS)}
     demands = {form.name: {rule.name: rule.read(sections[form.name]) for rule in form.rules} for form in formats}
@@ -329,7 +329,7 @@ def _read(root: toml.Table, sha256: str) -> Policy:
         demands={
             form: {rule: value for rule, value in found.items() if value is not None} for form, found in demands.items()
         },
-        anchors={**named, **simulated},
+        anchors={**named, **anchors},
         allow_simulated=allow_simulated,
         max_age=values["freshness.max_age_seconds"],
         max_clock_skew=values["freshness.max_clock_skew_seconds"],
