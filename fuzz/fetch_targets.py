@@ -107,10 +107,10 @@ TARGETS: tuple[tuple[str, Callable[[], list[bytes]], Callable[[bytes], object]],
     ("amd-crl", lambda: [signer.revocations("Genoa", (1, 2))], _crl),
     ("intel-signed-text", lambda: [_tcb_info()], lambda data: intel.signed_text(data, "tcbInfo")),
     (
-        "intel-collateral", lambda: [_collateral()],
+        "fetched-intel-collateral", lambda: [_collateral()],
         lambda data: intel.life(data, tee="tdx", fmspc=pcs.FMSPC, ca="platform"),
     ),
     ("rim-service", lambda: [_rim()], lambda data: nvidia.manifest(data, "A")),
     ("nvidia-ocsp", lambda: [_response()], _ocsp),
-    ("jwks", lambda: [json.dumps({"issuer": issuers.NRAS, "keys": [_KEY, _RSA]}).encode()], _keys),
+    ("fetched-jwks", lambda: [json.dumps({"issuer": issuers.NRAS, "keys": [_KEY, _RSA]}).encode()], _keys),
 )  # fmt: skip

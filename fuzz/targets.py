@@ -52,6 +52,8 @@ from fuzz import (
     emulator_targets,
     fetch_targets,
     google_targets,
+    ita_targets,
+    needs_targets,
     nvidia_targets,
     snp_targets,
 )
@@ -230,7 +232,10 @@ def _attestations() -> list[bytes]:
 
 
 #: One module for each TEE folder, what is fetched, and what is emulated.
-MORE = (emulator_targets, fetch_targets, snp_targets, dcap_targets, nvidia_targets, azure_targets, google_targets)
+MORE = (
+    *(emulator_targets, fetch_targets, needs_targets),
+    *(snp_targets, dcap_targets, nvidia_targets, azure_targets, google_targets, ita_targets),
+)
 
 TARGETS: tuple[Target, ...] = (
     Target(

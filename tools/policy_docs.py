@@ -34,9 +34,11 @@ def rules() -> str:
         ]
         holds = f" It may hold: {', '.join(form.inner)}." if form.inner else ""
         where = "`tee.gpu`" if form.role == "gpu" else "`tee.accept`"
+        named = "".join(f"\n\nIt may name a root: `{form.name}.{each.key}`, {each.title}." for each in form.roots)
         sections.append(
             f"### {form.name}\n\n{form.title}. Named in {where}.{holds}\n\n"
             + _table(("rule", "what it demands", "stated as", "waivable"), *rows)
+            + named
         )
     return "\n\n".join(sections)
 

@@ -111,7 +111,7 @@ def test_an_outage_does_not_empty_the_folder(service: Service, report: Path, tmp
         (("--base-url", "tcg-event-log=https://127.0.0.1"), 2),
         (("--base-url", "jwks=http://example.org"), 2),
         (("--offline", "--refresh"), 2),
-        (("--tee", "nitro"), 2),
+        (("--tee", "nitro"), 3),
         (("--tee", "none"), 2),
     ],
 )

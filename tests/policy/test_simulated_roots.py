@@ -13,8 +13,9 @@ from tests.tee import documents as d
 from cloister.errors import PolicyDocumentError
 from cloister.platforms.local.authority import Authority
 from cloister.platforms.local.replica import ITA_WAIVERS, ita_rules
-from cloister.policy.document import Policy, anchors_for
+from cloister.policy.document import Policy
 from cloister.policy.draft import draft_simulated
+from cloister.policy.roots import anchors_for
 from cloister.tee.ita.roots import ANCHORS
 
 ROOT = Authority.issue("cloister SIMULATED root of tokens", None, ca=True, start=datetime(2026, 1, 1, tzinfo=UTC))

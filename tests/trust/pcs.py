@@ -55,7 +55,7 @@ class Pcs:
     def text(self, what: str, end: datetime) -> str:
         # Spaces and order as no encoder of ours would write them: the text must come through as it is.
         stamp = "%Y-%m-%dT%H:%M:%SZ"
-        return f'{{"id":"{what}", "version":3,"issueDate":"{NOW - DAY:{stamp}}","nextUpdate":"{end:{stamp}}","fmspc":"{self.fmspc}"}}'
+        return f'{{"id":"{what}", "version":3,"issueDate":"{NOW - DAY:{stamp}}","nextUpdate":"{end:{stamp}}","fmspc":"{self.fmspc}","pceId":"0000","tcbEvaluationDataNumber":17}}'
 
     def _chain(self, name: str) -> str:
         return quote((certificate(name, ROOT, self.signer_end) + certificate(ROOT, ROOT)).decode())
@@ -81,3 +81,23 @@ class Pcs:
         if part == "rootcacrl" and tee == "sgx":
             return Reply(body=self._list(ROOT))
         return Reply(404)
+
+
+def stored(members: dict[str, str]) -> Pcs:
+    """A service that gives collateral which somebody has kept (as dcap-qvl names its members), whatever is asked for."""
+
+    def signed(name: str, member: str, header: str) -> Reply:
+        body = f'{{"{member}":{members[name]},"signature":"{members[f"{name}_signature"]}"}}'
+        return Reply(body=body.encode(), headers={header: quote(members[f"{name}_issuer_chain"])})
+
+    found = Pcs()
+    found.replies = {
+        "tcb": signed("tcb_info", "tcbInfo", "TCB-Info-Issuer-Chain"),
+        "qe/identity": signed("qe_identity", "enclaveIdentity", "SGX-Enclave-Identity-Issuer-Chain"),
+        "pckcrl": Reply(
+            body=bytes.fromhex(members["pck_crl"]),
+            headers={"SGX-PCK-CRL-Issuer-Chain": quote(members["pck_crl_issuer_chain"])},
+        ),
+        "rootcacrl": Reply(body=members["root_ca_crl"].encode()),
+    }
+    return found

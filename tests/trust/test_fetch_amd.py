@@ -266,7 +266,7 @@ def test_a_list_of_no_known_version(service: Service, time: Time, tmp_path: Path
     at = good.index(b"\x02\x01\x01")
     bad = good[: at + 2] + b"\x03" + good[at + 3 :]
     service.answer = lambda call: Reply(body=bad)
-    with pytest.raises(UndecidedError, match="not a certificate revocation list"):
+    with pytest.raises(UndecidedError, match="not an X.509 certificate revocation list"):
         fetcher(tmp_path, time, base=service.url).get(_need("amd-crl"))
     for read in (crl.issuer, lambda der: crl.load(der, "", signer.leaf_key().public_key(), P384, now=signer.NOW)):
         with pytest.raises(MalformedError):

@@ -175,18 +175,7 @@ def test_real_collateral_comes_out_as_it_is_stored(service: Service, time: Time,
     """What Intel signed, given out by a service of ours in the pieces in which Intel gives it."""
     stored = json.loads((vectors / "tdx" / "lunal_90c06f_collateral.json").read_bytes())
 
-    def part(name: str, member: str, header: str) -> Reply:
-        body = f'{{"{member}":{stored[name]},"signature":"{stored[f"{name}_signature"]}"}}'
-        return Reply(body=body.encode(), headers={header: quote(stored[f"{name}_issuer_chain"])})
-
-    crl_header = {"SGX-PCK-CRL-Issuer-Chain": quote(stored["pck_crl_issuer_chain"])}
-    service.answer = intels = pcs.Pcs()
-    intels.replies = {
-        "tcb": part("tcb_info", "tcbInfo", "TCB-Info-Issuer-Chain"),
-        "qe/identity": part("qe_identity", "enclaveIdentity", "SGX-Enclave-Identity-Issuer-Chain"),
-        "pckcrl": Reply(body=bytes.fromhex(stored["pck_crl"]), headers=crl_header),
-        "rootcacrl": Reply(body=stored["root_ca_crl"].encode()),
-    }
+    service.answer = pcs.stored(stored)
     time.now = datetime.fromisoformat("2026-03-20T00:00:00Z")
     assert json.loads(fetcher(tmp_path, time, base=service.url).get(_intel()).data) == stored
 
@@ -467,7 +456,6 @@ def test_what_a_trust_authority_token_needs(service: Service, time: Time, tmp_pa
 
     service.answer = answer
     form = registry.get("ita")
-    assert form.needs is not None
     found = form.needs(_token({"iss": "Intel Trust Authority"}))
     assert [need.parameters.get("list") for need in found] == [None, "ats-ca", "root-ca"]
     fetching = fetcher(tmp_path, time, base=service.url)

@@ -37,16 +37,16 @@ def fetch(
     from cloister.trust.fetch.fetcher import Fetcher
 
     form = registry.get(tee)
-    if form.needs is None:
-        raise UsageError(
-            f"nothing is fetched for {tee}", hint="What it needs comes with the evidence; see docs/collateral.md."
-        )
-    needs = form.needs(_read(evidence))
+    needs = list(form.needs(_read(evidence)))
     fetcher = Fetcher(Cache(), bases=_bases(base_url or []), offline=offline, refresh=refresh)
     items, missing = list[Item](), list[UndecidedError]()
-    for need in needs:
+    if not needs:
+        show.stderr.print("Nothing: what it needs comes with it, or from its owner; see docs/collateral.md.")
+    for need in needs:  # which grows: an answer may have needs of its own
         try:
             items.append(fetcher.get(need))
+            further = need.then(items[-1].data) if need.then is not None else ()
+            needs += [each for each in further if each.question not in {known.question for known in needs}]
         except UndecidedError as error:
             missing.append(error)
             show.stderr.print(Text(f"{need.kind}: {error.message}"))

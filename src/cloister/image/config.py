@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from cloister.api import tenants
 from cloister.api.tenants import Tenant
 from cloister.errors import MalformedError, UsageError
+from cloister.trust.certificates import UNREADABLE
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 EGRESS = re.compile(r"[a-z0-9.-]{1,253}:[0-9]{1,5}")
@@ -202,7 +203,7 @@ def _roots(path: Path) -> bytes:
     data = _read(path)
     try:
         x509.load_pem_x509_certificates(data)
-    except ValueError:
+    except UNREADABLE:
         raise UsageError(f"release.roots: {path} does not hold certificates in PEM") from None
     return data
 

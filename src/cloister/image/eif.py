@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 
 from cloister.errors import MalformedError, NotGenuineError, UsageError
 from cloister.tee.nitro import measure
+from cloister.trust.certificates import UNREADABLE
 from cloister.wire import cbor, cose
 
 MAGIC, VERSION = b".eif", 4
@@ -221,7 +222,7 @@ def signed(image: Image, key_pem: bytes, certificate_pem: bytes) -> Image:
     try:
         key = load_pem_private_key(key_pem, None)
         certificate = x509.load_pem_x509_certificate(certificate_pem)
-    except (ValueError, TypeError):
+    except UNREADABLE:
         raise UsageError(
             "the signing key or certificate is not readable PEM", hint="The key must not be encrypted."
         ) from None
@@ -253,7 +254,7 @@ def _signature(section: bytes) -> tuple[x509.Certificate, cose.Sign1]:
         certificate = x509.load_pem_x509_certificate(pem)
         # A certificate that parses lazily fails here and not later.
         certificate.public_key()
-    except Exception:  # noqa: BLE001 - the library raises several kinds for odd certificates
+    except UNREADABLE:
         raise MalformedError("the image's signing certificate is not readable") from None
     return certificate, cose.Sign1.parse(message, "image signature", limit=MAX_SIGNATURE_SECTION)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
 from cloister.errors import PolicyDocumentError
+from cloister.policy import roots
 from cloister.policy.checks import WAIVABLE, rule_name
 from cloister.tee import FORMATS, registry
 from cloister.tee.evidence import Role
@@ -25,8 +25,6 @@ MAX_REVERIFY = 3600
 MIN_REASON = 8
 SCOPES = ("replica", "fleet")
 
-#: The format whose evidence can be simulated.
-SIMULATED = "nitro"
 
 #: How a place begins that a profile leaves to whoever uses it; no policy holds one.
 FILL_IN = "FILL IN"
@@ -106,7 +104,6 @@ RULES: Mapping[str, Shared] = {
     ),
 }
 SECTIONS = ("tee", "freshness", "model", "config", "key")
-_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+\n-----END CERTIFICATE-----\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +112,10 @@ class Policy:
 
     `tees` are formats of evidence (tee.FORMATS) of which one is enough, `inside` those that an envelope among them may
     hold, `gpus` those of which one must vouch for the GPUs (none: no GPU is spoken of). `demands` holds, for each of
-    these formats, the value of every rule that is stated; a rule that is not there is waived. `anchors` replaces the
-    built-in roots of a format by name. Digest tuples are None exactly where their rule is waived; `waivers` maps a
-    waived rule to its reason. `tables` are the formats' tables as they were read; `sha256` names the whole document.
+    these formats, the value of every rule that is stated; a rule that is not there is waived. `anchors` are roots by
+    name of their format: the built-in and a simulated one, or one that a format lets a policy name. Digest tuples are
+    None exactly where their rule is waived; `waivers` maps a waived rule to its reason. `tables` are the formats'
+    tables as they were read; `sha256` names the whole document.
     """
 
     name: str
@@ -158,40 +156,6 @@ class Policy:
         if not same:
             raise ValueError("the policy holds something that a document cannot say")
         return text
-
-
-#: Formats whose simulated root stands in `tee.simulated_roots`: their chains differ, so that no root serves two.
-SIMULATED_ROOTS = ("tdx", "ita")
-
-
-def anchors_for(
-    simulated_root_pem: str | None, simulated_roots: Mapping[str, str] | None = None
-) -> Mapping[str, tuple[Anchor, ...]]:
-    """The roots of simulated formats, each with a simulated one (one PEM certificate, nothing else) that is given.
-
-    The vendor's roots always stay: allowing simulated evidence does not turn genuine evidence away. Raises
-    PolicyDocumentError.
-    """
-    given = {} if simulated_root_pem is None else {SIMULATED: ("tee.simulated_root_pem", simulated_root_pem)}
-    given |= {form: (f"tee.simulated_roots.{form}", pem) for form, pem in (simulated_roots or {}).items()}
-    return {form: (*registry.get(form).anchors, _anchor(form, name, pem)) for form, (name, pem) in given.items()}
-
-
-def _anchor(form: str, name: str, pem: str) -> Anchor:
-    # A second certificate, or text around the first, would be skipped in silence by the parser.
-    if not _CERTIFICATE.match(pem.strip()):
-        raise PolicyDocumentError(
-            f"{name} must hold one PEM certificate and nothing else",
-            hint="Paste the root certificate that the simulated replica printed or wrote.",
-        )
-    try:
-        anchor = Anchor.simulated(pem)
-    except PolicyDocumentError as error:
-        raise PolicyDocumentError(f"{name}: {error.message}", hint=error.hint) from None
-    built_in = registry.get(form).anchors
-    if any(anchor.sha256 == root.sha256 or anchor.spki == root.spki for root in built_in):
-        raise PolicyDocumentError(f"{name} is a hardware vendor's root", hint="Vendors' roots are built in; remove it.")
-    return anchor
 
 
 def _waivers(root: toml.Table, formats: Iterable[Format]) -> dict[str, str]:
@@ -249,34 +213,6 @@ def _inside(tee: toml.Table, accepted: tuple[Format, ...]) -> tuple[Format, ...]
     return inside
 
 
-def simulated_roots(
-    tee: toml.Table, formats: Iterable[Format], *, allow_simulated: bool
-) -> tuple[str | None, dict[str, str]]:
-    """The root of simulated Nitro documents, and those of other formats by name; raises PolicyDocumentError.
-
-    Roots are given exactly where simulated evidence is allowed.
-    """
-    pem, table = tee.text("simulated_root_pem"), tee.table("simulated_roots")
-    roots = {form: text.strip() + "\n" for form in SIMULATED_ROOTS if (text := table.text(form)) is not None}
-    table.done()
-    if allow_simulated and pem is None and not roots:
-        raise PolicyDocumentError(
-            "tee.allow_simulated needs tee.simulated_root_pem or tee.simulated_roots",
-            hint="Paste the simulated replica's root certificate.",
-        )
-    if (pem is not None or roots) and not allow_simulated:
-        raise PolicyDocumentError(
-            f"{'tee.simulated_root_pem' if pem is not None else 'tee.simulated_roots'} is given but "
-            "tee.allow_simulated is not true",
-            hint="Remove the root, or accept that a simulated TEE proves nothing.",
-        )
-    for unused in set(roots) - {form.name for form in formats}:
-        raise PolicyDocumentError(
-            f"{table.name(unused)} is the root of a format that the policy does not accept", hint="Remove it."
-        )
-    return (None if pem is None else pem.strip() + "\n"), roots
-
-
 def unfilled(root: toml.Table) -> tuple[str, ...]:
     """The paths of all places that are left to be filled in, in no particular order."""
     found = list[str]()
@@ -312,12 +248,13 @@ def _read(root: toml.Table, sha256: str) -> Policy:
     formats = (*accepted, *inside, *gpus)
     waivers = _waivers(root, formats)
     allow_simulated = tee.flag("allow_simulated") or False
-    pem, roots = simulated_roots(tee, formats, allow_simulated=allow_simulated)
-    anchors = anchors_for(pem, roots)
+    pem, others = roots.read(tee, formats, allow_simulated=allow_simulated)
+    anchors = roots.anchors_for(pem, others)
     # Without tee.accept the hole is what to tell, not the tables that nobody reads because of it.
     sections = {name: root.table(name) for name in ([form.name for form in formats] if accepted else FORMATS)}
     demands = {form.name: {rule.name: rule.read(sections[form.name]) for rule in form.rules} for form in formats}
     values = {name: rule.read(shared.get(name.partition(".")[0], root)) for name, rule in RULES.items()}
+    named = roots.named(formats if accepted else (), sections)
     for table in (*shared.values(), *(sections.values() if accepted else ()), root):
         table.done()
     stated = {rule_name(form, rule): value for form in formats for rule, value in demands[form.name].items()}
@@ -330,7 +267,7 @@ def _read(root: toml.Table, sha256: str) -> Policy:
         demands={
             form: {rule: value for rule, value in found.items() if value is not None} for form, found in demands.items()
         },
-        anchors=anchors,
+        anchors={**named, **anchors},
         allow_simulated=allow_simulated,
         max_age=values["freshness.max_age_seconds"],
         max_clock_skew=values["freshness.max_clock_skew_seconds"],
@@ -343,7 +280,7 @@ def _read(root: toml.Table, sha256: str) -> Policy:
         tables={form: section.members for form, section in sections.items() if section.members},
         sha256=sha256,
         simulated_root_pem=pem,
-        simulated_roots=roots,
+        simulated_roots=others,
     )
 
 
@@ -371,23 +308,12 @@ def _complete(rules: Mapping[str, object], waivers: Mapping[str, str], formats: 
         )
 
 
-def write_simulated(root_pem: str | None, roots: Mapping[str, str]) -> list[str]:
-    """The lines of `[tee]` that allow simulated evidence, of Nitro under one root and of other formats under theirs."""
-    named = {"simulated_root_pem": root_pem} if root_pem is not None else {}
-    named |= {f"simulated_roots.{form}": pem for form, pem in roots.items()}
-    return [
-        "# SIMULATED: evidence under this root proves nothing about the machine. For laptops and tests only.",
-        "allow_simulated = true",
-        *(f'{name} = """\n{pem}"""' for name, pem in named.items()),
-    ]
-
-
 def _write(policy: Policy) -> str:
     lines = [f"schema = {toml.quote(SCHEMA)}", f"name = {toml.quote(policy.name)}", "", "[tee]"]
     lists = {"accept": policy.tees, "inside": policy.inside, "gpu": policy.gpus}
     lines += toml.write({key: list(names) for key, names in lists.items() if names or key == "accept"})
     if policy.allow_simulated:
-        lines += write_simulated(policy.simulated_root_pem, policy.simulated_roots)
+        lines += roots.write(policy.simulated_root_pem, policy.simulated_roots)
     lines += toml.write(policy.tables)
     fresh: dict[str, object] = {
         "max_age_seconds": policy.max_age // timedelta(seconds=1),

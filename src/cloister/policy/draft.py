@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cloister.policy.document import SCHEMA, Policy, anchors_for
+from cloister.policy.document import SCHEMA, Policy
+from cloister.policy.roots import anchors_for
 from cloister.wire import toml
 
 HEADER = """\

@@ -152,6 +152,10 @@ def _demands(policy: Policy, root: Mapping[str, object]) -> Iterator[Demand]:
     for rule, form_name, title in titles:
         value = _lookup(root, rule) if rule not in policy.waivers else None
         yield Demand(rule=rule, format=form_name, title=title, value=value, reason=policy.waivers.get(rule))
+    for name in formats(policy):
+        for each in registry.get(name).roots:
+            for anchor in policy.anchors.get(each.anchors, ()):
+                yield Demand(rule=f"{name}.{each.key}", format=name, title=each.title, value=anchor.sha256, reason=None)
 
 
 def _lookup(root: Mapping[str, object], rule: str) -> object:

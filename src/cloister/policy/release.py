@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cloister.errors import CloisterError, PolicyDocumentError, RefusedError
-from cloister.policy import document
+from cloister.policy import document, roots
 from cloister.policy.appraise import check_trust
 from cloister.policy.checks import ENVELOPE
 from cloister.policy.verdict import failed_verdict
@@ -94,8 +94,8 @@ class ReleasePolicy:
             "freshness.max_age_seconds": fresh.seconds("max_age_seconds", 1, document.MAX_SKEW),
             "freshness.max_clock_skew_seconds": fresh.seconds("max_clock_skew_seconds", 0, document.MAX_SKEW),
         }
-        pem, _ = document.simulated_roots(tee, (NITRO,), allow_simulated=allow_simulated)
-        anchors = document.anchors_for(pem)
+        pem, _ = roots.read(tee, (NITRO,), allow_simulated=allow_simulated)
+        anchors = roots.anchors_for(pem)
         grants = tuple(_grant(item) for item in root.tables("grant"))
         for table in (tee, fresh, root):
             table.done()
@@ -121,7 +121,7 @@ def beginning(name: str, simulated_root_pem: str | None) -> str:
     """A policy document that grants nothing yet."""
     simulated = []
     if simulated_root_pem is not None:
-        simulated = document.write_simulated(simulated_root_pem.strip() + "\n", {})
+        simulated = roots.write(simulated_root_pem.strip() + "\n", {})
     lines = [f"schema = {toml.quote(SCHEMA)}", f"name = {toml.quote(name)}", "", "[tee]", 'accept = ["nitro"]']
     lines += [*simulated, "", "[freshness]", "max_age_seconds = 120", "max_clock_skew_seconds = 60"]
     return "\n".join(lines) + "\n"

@@ -155,7 +155,8 @@ def _unknown(root: toml.Table, formats: tuple[Format, ...] | None) -> Iterator[s
     """Keys that nothing reads, with the nearest that something does. Inner tables are their rule's own business."""
     known: dict[str, set[str]] = {part: set() for part in SECTIONS}
     known["tee"] |= {"inside", "gpu", "allow_simulated", "simulated_root_pem"}
-    known |= {form.name: {rule.name for rule in form.rules} for form in formats or ()}
+    for form in formats or ():
+        known[form.name] = {*(rule.name for rule in form.rules), *(root.key for root in form.roots)}
     for name in RULES:
         part, _, key = name.partition(".")
         known.setdefault("" if not key else part, set()).add(key or part)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cloister.errors import PolicyDocumentError, RefusedError
+from cloister.errors import MalformedError, NotGenuineError, PolicyDocumentError, RefusedError
 from cloister.tee.claims import Claims
 from cloister.tee.context import Context
 from cloister.tee.format import Rule
+from cloister.trust.certificates import common_name, load_certificate
 from cloister.trust.dcap import collateral, pck, qvl
 from cloister.trust.dcap.quote import Quote
 from cloister.trust.dcap.qvl import Platform, Tcb
 from cloister.trust.dcap.root import ANCHORS
+from cloister.trust.need import Need
 from cloister.wire.toml import Table
 
 
@@ -88,17 +90,23 @@ def verify(name: str, quote: Quote, context: Context) -> Verified:
     )
 
 
+def needs(quote: Quote) -> tuple[Need, ...]:
+    """Intel's word about the platform that the quote's own PCK certificate names; raises MalformedError."""
+    chain = pck.certificates(quote.pck_chain, 3, "PCK certificate chain")
+    leaf = load_certificate(chain[0], "PCK certificate")
+    cas = [ca for ca, name in pck.CAS.items() if name == common_name(leaf.issuer)]
+    try:
+        fmspc = qvl.platform(leaf).fmspc
+    except NotGenuineError as error:
+        raise MalformedError(error.message) from None
+    if not cas:
+        raise MalformedError("PCK certificate: it names no CA of Intel's")
+    return (Need(kind="intel-collateral", parameters={"tee": quote.tee.name.lower(), "fmspc": fmspc, "ca": cas[0]}),)
+
+
 def hexes(key: str, size: int, *, what: str) -> Callable[[Table], tuple[str, ...] | None]:
     """A rule's reader: a list of values of `size` bytes in lower-case hex."""
     return lambda table: table.hexes(key, size, what=what)
-
-
-def digest(table: Table, key: str, size: int) -> str | None:
-    """One value of `size` bytes in lower-case hex."""
-    value = table.text(key)
-    if value is not None and (len(value) != 2 * size or set(value) - set("0123456789abcdef")):
-        raise PolicyDocumentError(f"{table.name(key)} must be {2 * size} lower-case hex digits", hint="Copy it whole.")
-    return value
 
 
 def one_of(found: str, allowed: Sequence[str], what: str) -> str:

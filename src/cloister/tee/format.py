@@ -39,6 +39,20 @@ class Rule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NamedRoot:
+    """A vendor's root that is not built in: a policy may name it, by its certificate in PEM, in the format's table.
+
+    `key` is its place there, `anchors` the name under which a Context has it, where nothing is built in. `read` gets
+    the certificate (DER) and raises MalformedError, or NotGenuineError for one that cannot be it.
+    """
+
+    key: str
+    title: str
+    anchors: str
+    read: Callable[[bytes], Anchor]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Format:
     """One format of evidence.
 
@@ -57,9 +71,10 @@ class Format:
     bind: Callable[[Claims, bytes, bytes | None], None]
     #: Decodes without verifying, for people to look at; raises MalformedError.
     parse: Callable[[bytes], object]
+    #: What evidence, which nobody has verified, would need beside it; raises MalformedError.
+    needs: Callable[[bytes], tuple[Need, ...]]
     anchors: tuple[Anchor, ...] = ()
+    roots: tuple[NamedRoot, ...] = ()
     inner: tuple[str, ...] = ()
     #: Kinds of collateral (trust/collateral.py) that `verify` looks at.
     collateral: tuple[str, ...] = ()
-    #: What evidence, which nobody has verified, would need beside it; raises MalformedError.
-    needs: Callable[[bytes], tuple[Need, ...]] | None = None

@@ -7,22 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from cloister.errors import MalformedError, PolicyDocumentError
+from cloister.errors import NotGenuineError, PolicyDocumentError
+from cloister.trust.certificates import UNREADABLE, load_certificate
 
 SIMULATED_MARK = "SIMULATED"
-
-# Everything that `cryptography` raises for a certificate it cannot read; they have no common base.
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +32,40 @@ class Anchor:
     genuine: bool = True
 
     @classmethod
+    def of(cls, certificate: x509.Certificate, origin: str, *, genuine: bool = True) -> Anchor:
+        """The facts of a certificate that was checked already."""
+        return cls(
+            subject=certificate.subject.rfc4514_string(),
+            spki=certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+            not_before=certificate.not_valid_before_utc,
+            not_after=certificate.not_valid_after_utc,
+            sha256=hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest(),
+            origin=origin,
+            genuine=genuine,
+        )
+
+    @classmethod
+    def root(cls, der: bytes, origin: str) -> Anchor:
+        """A vendor's root that somebody names by its certificate (DER): self-signed, for signing certificates.
+
+        Raises MalformedError or NotGenuineError, also for a root that calls itself SIMULATED.
+        """
+        certificate = load_certificate(der, "root")
+        anchor = cls.of(certificate, origin)
+        values = [extension.value for extension in certificate.extensions]
+        if not any(isinstance(value, x509.BasicConstraints) and value.ca for value in values) or not any(
+            isinstance(value, x509.KeyUsage) and value.key_cert_sign for value in values
+        ):
+            raise NotGenuineError("the certificate is not one of a root: it may not issue certificates")
+        try:
+            certificate.verify_directly_issued_by(certificate)
+        except (*UNREADABLE, InvalidSignature):
+            raise NotGenuineError("the certificate is not one of a root: it did not sign itself") from None
+        if SIMULATED_MARK in anchor.subject:
+            raise NotGenuineError("the root calls itself SIMULATED")
+        return anchor
+
+    @classmethod
     def simulated(cls, pem: str) -> Anchor:
         """The anchor of a simulated TEE's root certificate (PEM); raises PolicyDocumentError.
 
@@ -50,17 +75,8 @@ class Anchor:
         try:
             certificate = x509.load_pem_x509_certificate(pem.encode("ascii"))
             certificate.verify_directly_issued_by(certificate)
-            der = certificate.public_bytes(Encoding.DER)
-            anchor = cls(
-                subject=certificate.subject.rfc4514_string(),
-                spki=certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
-                not_before=certificate.not_valid_before_utc,
-                not_after=certificate.not_valid_after_utc,
-                sha256=hashlib.sha256(der).hexdigest(),
-                origin="the policy",
-                genuine=False,
-            )
-        except (*_UNREADABLE, InvalidSignature):
+            anchor = cls.of(certificate, "the policy", genuine=False)
+        except (*UNREADABLE, InvalidSignature):
             raise PolicyDocumentError(
                 "the simulated root is not a self-signed certificate in PEM",
                 hint="Paste the root certificate that the simulated replica printed or wrote.",
@@ -70,20 +86,3 @@ class Anchor:
                 "the simulated root does not call itself SIMULATED", hint="A vendor's root does not belong there."
             )
         return anchor
-
-
-def load_certificate(der: bytes, what: str) -> x509.Certificate:
-    """Parse one DER certificate without trailing bytes; raises MalformedError."""
-    try:
-        certificate = x509.load_der_x509_certificate(der)
-        # Parse what is lazy now, so that nothing later can fail in another way.
-        certificate.extensions  # noqa: B018
-        certificate.subject.rfc4514_string()
-        certificate.issuer.rfc4514_string()
-        certificate.public_key()
-        reencoded = certificate.public_bytes(Encoding.DER)
-    except _UNREADABLE:
-        raise MalformedError(f"{what}: not an X.509 certificate") from None
-    if reencoded != der:
-        raise MalformedError(f"{what}: not one DER certificate")
-    return certificate

@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from cloister.errors import NotGenuineError
 from cloister.trust import signatures
-from cloister.trust.anchors import Anchor, load_certificate
+from cloister.trust.anchors import Anchor
+from cloister.trust.certificates import load_certificate
 from cloister.trust.signatures import Algorithm
 
 

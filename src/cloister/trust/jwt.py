@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cloister.errors import MalformedError, NotGenuineError, UndecidedError
 from cloister.trust import chain, signatures
-from cloister.trust.anchors import Anchor, load_certificate
+from cloister.trust.anchors import Anchor
+from cloister.trust.certificates import load_certificate
 from cloister.trust.chain import Profile
 from cloister.trust.collateral import Collateral
 from cloister.trust.signatures import Algorithm
@@ -283,7 +284,7 @@ def _key(entry: dict[str, object]) -> Key | None:
         return None
     x5c = _x5c(entry, "key")
     if fields.has("n") or fields.has("crv") or not x5c:
-        key = _rsa(fields) if entry["kty"] == "RSA" else _ec(fields)
+        key = rsa_key(fields) if entry["kty"] == "RSA" else _ec(fields)
         if key is None:
             return None
         # RFC 7517 section 4.7: the first certificate's key must be the entry's.
@@ -296,7 +297,8 @@ def _key(entry: dict[str, object]) -> Key | None:
     return Key(kid=fields.text("kid", limit=256), alg=alg, public_key=key, x5c=x5c)
 
 
-def _rsa(fields: strict_json.Fields) -> PublicKey:
+def rsa_key(fields: strict_json.Fields) -> rsa.RSAPublicKey:
+    """`n` and `e` of a JWK (RFC 7518 section 6.3.1); raises MalformedError."""
     modulus, exponent = (int.from_bytes(fields.octets(name, limit=1024), "big") for name in ("n", "e"))
     try:
         return rsa.RSAPublicNumbers(exponent, modulus).public_key()

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import Hash
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -20,7 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from cloister.errors import MalformedError, NotGenuineError
 from cloister.trust import signatures
-from cloister.trust.anchors import load_certificate
+from cloister.trust.certificates import UNREADABLE, load_certificate
 from cloister.trust.chain import Profile, check_signed
 
 MAX_RESPONSE = 16 * 1024
@@ -60,7 +59,7 @@ def parse(der: bytes) -> ocsp.OCSPResponse:
         # Parse what is lazy now, so that nothing later can fail in another way.
         _ = (response.certificate_status, response.this_update_utc, response.next_update_utc, response.hash_algorithm)
         _ = (response.revocation_reason, response.responder_name, response.serial_number, response.tbs_response_bytes)
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+    except UNREADABLE:
         raise MalformedError("OCSP: not a response") from None
     if not fits:
         raise MalformedError("OCSP: not one successful response about one certificate")

@@ -12,6 +12,7 @@ from cloister.errors import MalformedError
 
 MAX_DEPTH = 32
 
+_HEX = re.compile(r"(?:[0-9a-f]{2})*\Z")
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*\Z")
 
 
@@ -113,6 +114,20 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
             raise MalformedError(f"{self._what}: {name} must be an integer from {minimum} to {maximum}")
         return value
+
+    def flag(self, name: str) -> bool:
+        """True or false."""
+        value = self._get(name)
+        if not isinstance(value, bool):
+            raise MalformedError(f"{self._what}: {name} is neither true nor false")
+        return value
+
+    def hex(self, name: str, size: int | None = None, *, limit: int = 65536) -> bytes:
+        """Lower-case hex, of `size` or at most `limit` bytes."""
+        text = self.text(name, limit=2 * (limit if size is None else size))
+        if not _HEX.match(text) or (size is not None and len(text) != 2 * size):
+            raise MalformedError(f"{self._what}: {name} is not lower-case hex{f' of {size} bytes' if size else ''}")
+        return bytes.fromhex(text)
 
     def octets(self, name: str, *, size: int | None = None, limit: int = 65536) -> bytes:
         """A base64url member without padding, decoded (RFC 4648 section 5)."""

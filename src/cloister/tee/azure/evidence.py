@@ -8,7 +8,6 @@ null, `td_quote` is there exactly on TDX. What is in the parts is theirs: TPM 2.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,7 +24,6 @@ MAX_TD_QUOTE = 16 * 1024
 MAX_SIGNATURE = 1024
 BANK = Bank.SHA256
 _WHAT = "Azure vTPM evidence"
-_HEX = re.compile(r"[0-9a-f]*\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +42,11 @@ class Evidence:
     hcl: HclReport
     tpm_quote: TpmQuote | None
     td_quote: bytes | None
+
+    @property
+    def hardware(self) -> bytes:
+        """The evidence that the hardware itself signed."""
+        return self.hcl.evidence if self.td_quote is None else self.td_quote
 
     @classmethod
     def parse(cls, data: bytes) -> Evidence:
@@ -84,12 +87,5 @@ def _tpm_quote(fields: Fields) -> TpmQuote:
         raise MalformedError(f"{_WHAT}: a PCR without a number from 0 to {MAX_PCR - 1}")
     indices = sorted(map(int, values.names()))
     return TpmQuote(
-        message=message, signature=signature, pcrs={index: _digest(values, str(index)) for index in indices}
+        message=message, signature=signature, pcrs={index: values.hex(str(index), BANK.size) for index in indices}
     )
-
-
-def _digest(values: Fields, name: str) -> bytes:
-    text = values.text(name, limit=2 * BANK.size)
-    if len(text) != 2 * BANK.size or not _HEX.match(text):
-        raise MalformedError(f"{_WHAT}: PCR {name} is not {BANK.size} bytes of lower-case hex")
-    return bytes.fromhex(text)

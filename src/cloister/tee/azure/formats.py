@@ -6,6 +6,7 @@ import base64
 import hmac
 
 from cloister.errors import NotGenuineError
+from cloister.tee import registry
 from cloister.tee.azure import MAA_MEDIA_TYPE, MEDIA_TYPE, maa, maa_rules, rules, verify
 from cloister.tee.azure.evidence import Evidence
 from cloister.tee.azure.roots import ANCHORS
@@ -13,6 +14,7 @@ from cloister.tee.binding import REPORT_DATA
 from cloister.tee.claims import Claims
 from cloister.tee.evidence import Role
 from cloister.tee.format import Format
+from cloister.trust.need import Need
 from cloister.wire.strict_json import encode_base64url
 
 
@@ -41,6 +43,11 @@ def _bind_token(claims: Claims, binding: bytes, challenge: bytes | None) -> None
         raise NotGenuineError("the token does not bind this replica's key statement")
 
 
+def _needs(evidence: bytes) -> tuple[Need, ...]:
+    parsed = Evidence.parse(evidence)
+    return registry.get(verify.INNER[parsed.hcl.hardware]).needs(parsed.hardware)
+
+
 FORMATS = (
     Format(
         name=verify.NAME,
@@ -52,6 +59,7 @@ FORMATS = (
         rules=rules.RULES,
         bind=_bind_quote,
         parse=Evidence.parse,
+        needs=_needs,
         anchors=ANCHORS,
         inner=tuple(verify.INNER.values()),
         collateral=("amd-vcek", "amd-ask", "amd-crl", "intel-collateral", "azure-ak", "tcg-event-log"),
@@ -66,6 +74,7 @@ FORMATS = (
         rules=maa_rules.RULES,
         bind=_bind_token,
         parse=maa.parse,
+        needs=maa.needs,
         collateral=("jwks",),
     ),
 )

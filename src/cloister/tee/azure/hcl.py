@@ -14,6 +14,7 @@ from enum import IntEnum
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from cloister.errors import MalformedError
+from cloister.trust.jwt import rsa_key
 from cloister.wire import strict_json
 from cloister.wire.strict_json import Fields
 
@@ -48,10 +49,14 @@ class VmConfiguration:
     def parse(cls, fields: Fields) -> VmConfiguration:
         """Members that are not known are passed over: the paravisor adds some. Raises MalformedError."""
         unique = fields.text("vmUniqueId", limit=64).lower() if fields.has("vmUniqueId") else None
+
+        def flag(name: str) -> bool | None:
+            return fields.flag(name) if fields.has(name) else None
+
         return cls(
-            secure_boot=_flag(fields, "secure-boot"),
-            tpm_enabled=_flag(fields, "tpm-enabled"),
-            console_enabled=_flag(fields, "console-enabled"),
+            secure_boot=flag("secure-boot"),
+            tpm_enabled=flag("tpm-enabled"),
+            console_enabled=flag("console-enabled"),
             unique_id=unique,
         )
 
@@ -155,20 +160,7 @@ def _attestation_key(fields: Fields) -> rsa.RSAPublicKey:
     named = [Fields(each, "HCLAkPub") for each in entries if each.get("kid") == AK]
     if len(named) != 1 or named[0].text("kty", limit=8) != "RSA":
         raise _malformed(f"not one RSA key called {AK}")
-    modulus, exponent = (int.from_bytes(named[0].octets(name, limit=1024), "big") for name in ("n", "e"))
-    try:
-        return rsa.RSAPublicNumbers(exponent, modulus).public_key()
-    except ValueError:
-        raise _malformed(f"{AK} is not an RSA key") from None
-
-
-def _flag(fields: Fields, name: str) -> bool | None:
-    if not fields.has(name):
-        return None
-    value = fields.value(name)
-    if not isinstance(value, bool):
-        raise _malformed(f"{name} is neither true nor false")
-    return value
+    return rsa_key(named[0])
 
 
 def _malformed(what: str) -> MalformedError:

@@ -15,6 +15,7 @@ from cloister.tee.azure.hcl import VmConfiguration, user_data
 from cloister.tee.claims import Claims
 from cloister.tee.context import Context
 from cloister.trust.jwt import Alg, KeySet, Token
+from cloister.trust.need import Need
 from cloister.wire.strict_json import Fields
 
 NAME = "azure-maa"
@@ -50,7 +51,6 @@ DEBUG = {
 GUEST_DEBUG = tuple(f"x-ms-azurevm-{name}-enabled" for name in ("bootdebug", "hypervisordebug", "kerneldebug"))
 #: An instance of the service in the public cloud, and in those for governments and for China.
 _ISSUER = re.compile(r"https://[a-z0-9]+(?:[.-][a-z0-9]+)*\.attest\.azure\.(?:net|us|cn)\Z")
-_HEX = re.compile(r"[0-9a-f]*\Z")
 
 CHECKS: tuple[tuple[str, str], ...] = (
     ("azure-maa.token", "1. One token of at most 64 KiB, RS256"),
@@ -102,12 +102,12 @@ class Attestation:
         return cls(
             kind=kind,
             hardware=hardware,
-            registers={name: _hex(part, claim, size).hex() for name, claim, size in REGISTERS[hardware]},
+            registers={name: part.hex(claim, size).hex() for name, claim, size in REGISTERS[hardware]},
             svns={name: part.integer(claim, maximum=2**32 - 1) for name, claim in SVNS.items()} if snp else {},
             vmpl=part.integer("x-ms-sevsnpvm-vmpl", maximum=3) if snp else None,
-            migration=_flag(part, "x-ms-sevsnpvm-migration-allowed") if snp else None,
+            migration=part.flag("x-ms-sevsnpvm-migration-allowed") if snp else None,
             tcb_status=None if snp else part.text("attester_tcb_status", limit=64),
-            tcb_svn=None if snp else _hex(part, "tdx_tee_tcb_svn", 16),
+            tcb_svn=None if snp else part.hex("tdx_tee_tcb_svn", 16),
             debug=_debug(top, part, hardware),
             compliance=part.text("x-ms-compliance-status", limit=64) if part.has("x-ms-compliance-status") else "",
             policy_hash=top.text("x-ms-policy-hash", limit=64) if top.has("x-ms-policy-hash") else "",
@@ -167,6 +167,14 @@ class Verified:
     issuer: str
 
 
+def needs(evidence: bytes) -> tuple[Need, ...]:
+    """The issuer's keys, if it can be an instance of the service; raises MalformedError."""
+    issuer = Token.parse(evidence, WHAT).fields().text("iss", limit=128)
+    if not _ISSUER.match(issuer):
+        raise MalformedError(f"{WHAT}: the issuer is no instance of the service")
+    return (Need(kind="jwks", parameters={"issuer": issuer}),)
+
+
 def parse(evidence: bytes) -> Attestation:
     """Without verifying it; raises MalformedError."""
     return Attestation.parse(Token.parse(evidence, WHAT))
@@ -174,14 +182,14 @@ def parse(evidence: bytes) -> Attestation:
 
 def _debug(top: Fields, part: Fields, hardware: str) -> bool:
     """Anything but a clear no is a yes; of the hardware's own claims one has to be there."""
-    flags = [_flag(part, name) for name in DEBUG[hardware] if part.has(name)]
+    flags = [part.flag(name) for name in DEBUG[hardware] if part.has(name)]
     states = [part.text("dbgstat", limit=64) != "disabled"] if part.has("dbgstat") else []
-    guest = [_flag(top, name) for name in GUEST_DEBUG if top.has(name)]
+    guest = [top.flag(name) for name in GUEST_DEBUG if top.has(name)]
     return any(flags) or any(states) or any(guest) or not (flags or (states and hardware == "tdxvm"))
 
 
 def _secure_boot(top: Fields, vm: VmConfiguration | None) -> bool | None:
-    said = [_flag(top, "secureboot")] if top.has("secureboot") else []
+    said = [top.flag("secureboot")] if top.has("secureboot") else []
     if vm is not None and vm.secure_boot is not None:
         said.append(vm.secure_boot)
     return all(said) if said else None
@@ -194,7 +202,7 @@ def _vm(runtime: Fields | None) -> VmConfiguration | None:
 
 def _user_data(part: Fields, runtime: Fields | None, kind: str, hardware: str) -> bytes | None:
     """Under a paravisor the report data is its own, and the guest's 64 bytes are in the runtime data that it hashed."""
-    data = _hex(part, REPORT_DATA[hardware], 64)
+    data = part.hex(REPORT_DATA[hardware], 64)
     written = None if runtime is None else user_data(runtime)
     return written if written is not None or kind == GUEST else data
 
@@ -207,17 +215,3 @@ def _nonce(top: Fields) -> str | None:
 
 def _optional(fields: Fields, name: str) -> Fields | None:
     return fields.member(name) if fields.has(name) and not fields.is_null(name) else None
-
-
-def _flag(fields: Fields, name: str) -> bool:
-    value = fields.value(name)
-    if not isinstance(value, bool):
-        raise MalformedError(f"{WHAT}: {name} is neither true nor false")
-    return value
-
-
-def _hex(fields: Fields, name: str, size: int) -> bytes:
-    text = fields.text(name, limit=2 * size)
-    if len(text) != 2 * size or not _HEX.match(text):
-        raise MalformedError(f"{WHAT}: {name} is not {size} bytes of lower-case hex")
-    return bytes.fromhex(text)

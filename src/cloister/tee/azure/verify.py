@@ -20,7 +20,8 @@ from cloister.tee.claims import Claims
 from cloister.tee.context import Context
 from cloister.tee.format import Format
 from cloister.trust import chain, tpm
-from cloister.trust.anchors import Anchor, load_certificate
+from cloister.trust.anchors import Anchor
+from cloister.trust.certificates import load_certificate
 from cloister.trust.collateral import Collateral
 from cloister.trust.signatures import Algorithm
 from cloister.trust.tpm import Quoted
@@ -70,7 +71,7 @@ def verify(evidence: bytes, context: Context) -> Claims:
         form = registry.get(INNER[hcl.hardware])
         context.checklist.plan(form.checks, after="azure-vtpm.hardware")
         step.detail = form.title
-    inner = form.verify(hcl.evidence if parsed.td_quote is None else parsed.td_quote, _inner_context(form, context))
+    inner = form.verify(parsed.hardware, _inner_context(form, context))
     with step_of("azure-vtpm.runtime-data") as step:
         _check_report_data(hcl, inner)
         step.detail = hcl.hash_name

@@ -1,7 +1,7 @@
 """Google's trust anchors, as facts; a test compares them with the published certificates.
 
 Two more are known here only by what Google says of them: the root of Confidential Space's PKI by a SHA-1 fingerprint,
-that of the firmware's launch endorsements (GCE-cc-tcb-root_1) by its address. Who wants them brings them.
+that of the firmware's launch endorsements (GCE-cc-tcb-root_1) by its address. A policy may name them.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import hashlib
 import hmac
 from datetime import UTC, datetime
 
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from cloister.errors import NotGenuineError
-from cloister.trust.anchors import Anchor, load_certificate
+from cloister.tee.format import NamedRoot
+from cloister.trust.anchors import Anchor
 
 EK_AK_ROOT = Anchor(
     subject="CN=EK/AK CA Root,OU=Google Cloud,O=Google LLC,L=Mountain View,ST=California,C=US",
@@ -50,14 +49,33 @@ def pki_anchor(der: bytes) -> Anchor:
     For `Context.anchors["google-space"]`. Its fingerprint must be the documented one: SHA-1 suffices against another
     certificate with the same fingerprint, which is all that is asked of it. Raises MalformedError or NotGenuineError.
     """
-    certificate = load_certificate(der, "root")
+    anchor = Anchor.root(der, "the caller")
     if not hmac.compare_digest(hashlib.sha1(der, usedforsecurity=False).hexdigest(), PKI_ROOT_SHA1):
         raise NotGenuineError("the certificate is not the one that Google documents as the root of its PKI tokens")
-    return Anchor(
-        subject=certificate.subject.rfc4514_string(),
-        spki=certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
-        not_before=certificate.not_valid_before_utc,
-        not_after=certificate.not_valid_after_utc,
-        sha256=hashlib.sha256(der).hexdigest(),
-        origin="the caller, checked against the fingerprint in Google's documentation",
-    )
+    return anchor
+
+
+def endorsement_anchor(der: bytes) -> Anchor:
+    """The anchor for launch endorsements, from the root's certificate (DER), for `Context.anchors` of that name.
+
+    Google documents no fingerprint of it, so whoever names it answers for it. Raises MalformedError or NotGenuineError.
+    """
+    return Anchor.root(der, "the caller")
+
+
+ROOTS_OF_SPACE = (
+    NamedRoot(
+        key="pki_root_pem",
+        title="Google's root of tokens with certificates; its SHA-1 must be the documented one",
+        anchors="google-space",
+        read=pki_anchor,
+    ),
+)
+ROOTS_OF_VTPM = (
+    NamedRoot(
+        key="endorsement_root_pem",
+        title="Google's root of the firmware's launch endorsements (GCE-cc-tcb-root_1)",
+        anchors="google-endorsement",
+        read=endorsement_anchor,
+    ),
+)

@@ -7,7 +7,6 @@ The pre-release shape (`amber_*`) is refused.
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -33,7 +32,6 @@ DEBUG: Mapping[str, tuple[str, ...]] = {
     "TDX": ("tdx_is_debuggable", "tdx_td_attributes_debug"),
     "SGX": ("sgx_is_debuggable",),
 }
-_HEX = re.compile(r"[0-9a-f]*\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +84,10 @@ class Attestation:
             tcb_date=part.text("attester_tcb_date", limit=64) if part.has("attester_tcb_date") else "",
             advisories=_names(part, "attester_advisory_ids"),
             debug=_debug(top, part, kind),
-            registers={name: _hex(part, claim, size).hex() for name, claim, size in REGISTERS[kind]},
+            registers={name: part.hex(claim, size).hex() for name, claim, size in REGISTERS[kind]},
             isvprodid=part.integer("sgx_isvprodid", maximum=0xFFFF) if svn else None,
             isvsvn=part.integer("sgx_isvsvn", maximum=0xFFFF) if svn else None,
-            report_data=_hex(part, f"{prefix}_report_data", 64),
+            report_data=part.hex(f"{prefix}_report_data", 64),
             held_data=_base64(part, "attester_held_data", MAX_HELD) if part.has("attester_held_data") else b"",
             nonce=_nonce(part if part.has("verifier_nonce") else top),
             policies=_policies(top, "policy_ids_matched"),
@@ -116,26 +114,12 @@ def _part(top: Fields) -> Fields:
 def _debug(top: Fields, part: Fields, kind: str) -> bool:
     """Anything but a clear no is a yes; at least one of the claims has to be there."""
     states = [each.text("dbgstat", limit=64) != "disabled" for each in _distinct(top, part) if each.has("dbgstat")]
-    flags = [_flag(part, name) for name in DEBUG[kind] if part.has(name)]
+    flags = [part.flag(name) for name in DEBUG[kind] if part.has(name)]
     return any(states) or any(flags) or not flags
 
 
 def _distinct(top: Fields, part: Fields) -> tuple[Fields, ...]:
     return (top,) if top is part else (top, part)
-
-
-def _flag(fields: Fields, name: str) -> bool:
-    value = fields.value(name)
-    if not isinstance(value, bool):
-        raise MalformedError(f"{WHAT}: {name} is neither true nor false")
-    return value
-
-
-def _hex(fields: Fields, name: str, size: int) -> bytes:
-    text = fields.text(name, limit=2 * size)
-    if len(text) != 2 * size or not _HEX.match(text):
-        raise MalformedError(f"{WHAT}: {name} is not {size} bytes of lower-case hex")
-    return bytes.fromhex(text)
 
 
 def _base64(fields: Fields, name: str, limit: int) -> bytes:
@@ -176,4 +160,4 @@ def _nonce(fields: Fields) -> Nonce | None:
 
 
 def _gpu(top: Fields) -> bool | None:
-    return _flag(top.member("nvgpu"), "x-nvidia-overall-att-result") if top.has("nvgpu") else None
+    return top.member("nvgpu").flag("x-nvidia-overall-att-result") if top.has("nvgpu") else None

@@ -26,8 +26,8 @@ FORMATS = (
         rules=rules.RULES,
         bind=binding.user_data_alone,
         parse=_parse,
+        needs=needs.needs,
         anchors=ANCHORS,
         collateral=("ita-certs", "ita-crl"),
-        needs=needs.needs,
     ),
 )

@@ -10,6 +10,7 @@ from cloister.tee.format import Format
 from cloister.tee.nitro import MEDIA_TYPE, rules, verify
 from cloister.tee.nitro.evidence import MAX_DOCUMENT, AttestationDocument
 from cloister.tee.nitro.roots import ANCHORS
+from cloister.trust.need import Need
 from cloister.wire import cose
 
 
@@ -29,6 +30,12 @@ def _parse(evidence: bytes) -> AttestationDocument:
     return AttestationDocument.parse(message.payload)
 
 
+def _needs(evidence: bytes) -> tuple[Need, ...]:
+    """None: its certificates come with it, and have no revocation lists."""
+    _parse(evidence)
+    return ()
+
+
 FORMATS = (
     Format(
         name="nitro",
@@ -40,6 +47,7 @@ FORMATS = (
         rules=rules.RULES,
         bind=binding.user_data_and_nonce,
         parse=_parse,
+        needs=_needs,
         anchors=ANCHORS,
     ),
 )

@@ -134,8 +134,8 @@ def read(kind: Kind, arch: Arch, report: Report, leaf: x509.Certificate) -> Fact
         arch=arch,
         chip=chip,
         ueid=str(leaf.serial_number),
-        driver=_text(report, Opaque.DRIVER_VERSION) if gpu else None,
-        vbios=_vbios(report) if gpu else _text(report, Opaque.VBIOS_VERSION).upper(),
+        driver=report.stated(Opaque.DRIVER_VERSION) if gpu else None,
+        vbios=_vbios(report) if gpu else report.stated(Opaque.VBIOS_VERSION).upper(),
         board="/".join(report.text(kind) or "-" for kind in (Opaque.PROJECT, Opaque.PROJECT_SKU, Opaque.CHIP_SKU)),
         mode=_mode(report) if gpu else None,
         fwid=_fwid(report, leaf),
@@ -151,13 +151,6 @@ def _chip(leaf: x509.Certificate) -> str:
     if match is None:
         raise NotGenuineError("the report's certificate is not that of a GPU or NVSwitch whose reports are understood")
     return match[1]
-
-
-def _text(report: Report, kind: Opaque) -> str:
-    text = report.text(kind)
-    if not text:
-        raise MalformedError(f"SPDM report: {kind.name} is missing")
-    return text
 
 
 def _vbios(report: Report) -> str:

@@ -11,7 +11,7 @@ from cloister.errors import NotGenuineError
 from cloister.tee.claims import Claims
 from cloister.tee.evidence import Role
 from cloister.tee.format import Format
-from cloister.tee.nvidia import MEDIA_TYPE, NRAS_MEDIA_TYPE, nras, nras_rules, rules, verify
+from cloister.tee.nvidia import MEDIA_TYPE, NRAS_MEDIA_TYPE, needs, nras, nras_rules, rules, verify
 from cloister.tee.nvidia.evidence import Evidence, nonce
 from cloister.tee.nvidia.roots import DEVICE_ANCHORS
 
@@ -34,6 +34,7 @@ FORMATS = (
         rules=rules.RULES,
         bind=_bind,
         parse=Evidence.parse,
+        needs=needs.of_reports,
         anchors=DEVICE_ANCHORS,
         collateral=("nvidia-rim", "nvidia-ocsp"),
     ),
@@ -47,6 +48,7 @@ FORMATS = (
         rules=nras_rules.RULES,
         bind=_bind,
         parse=nras.parse,
+        needs=needs.of_result,
         collateral=("jwks",),
     ),
 )

@@ -21,7 +21,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from cloister.errors import MalformedError, NotGenuineError
 from cloister.tee.nvidia.spdm import MEASUREMENT_SIZE
 from cloister.trust import chain, signatures
-from cloister.trust.anchors import Anchor, load_certificate
+from cloister.trust.anchors import Anchor
+from cloister.trust.certificates import load_certificate
 from cloister.trust.signatures import Algorithm
 from cloister.wire import xml
 from cloister.wire.xml import Element

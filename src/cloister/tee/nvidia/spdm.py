@@ -94,6 +94,13 @@ class Report:
             raise MalformedError(f"SPDM report: {kind.name} is not text")
         return text
 
+    def stated(self, kind: Opaque) -> str:
+        """Text that must be there; raises MalformedError."""
+        text = self.text(kind)
+        if not text:
+            raise MalformedError(f"SPDM report: {kind.name} is missing")
+        return text
+
     def octets(self, kind: Opaque, size: int) -> bytes | None:
         """A value of exactly `size` bytes; raises MalformedError."""
         value = self.opaque.get(kind)

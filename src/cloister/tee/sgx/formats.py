@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from cloister.tee import binding
+from cloister.tee import binding, dcap
 from cloister.tee.evidence import Role
 from cloister.tee.format import Format
 from cloister.tee.sgx import MEDIA_TYPE, rules, verify
 from cloister.tee.sgx.evidence import SgxQuote
 from cloister.tee.sgx.roots import ANCHORS
+from cloister.trust.need import Need
+
+
+def _needs(evidence: bytes) -> tuple[Need, ...]:
+    return dcap.needs(SgxQuote.parse(evidence).quote)
+
 
 FORMATS = (
     Format(
@@ -20,6 +26,7 @@ FORMATS = (
         rules=rules.RULES,
         bind=binding.report_data,
         parse=SgxQuote.parse,
+        needs=_needs,
         anchors=ANCHORS,
         collateral=("intel-collateral",),
     ),

@@ -65,7 +65,7 @@ def _read(table: Table) -> tuple[Measurement, ...] | None:
 
 
 def _measurement(table: Table) -> Measurement:
-    mrenclave, mrsigner = (dcap.digest(table, name, 32) for name in ("mrenclave", "mrsigner"))
+    mrenclave, mrsigner = (table.hex(name, 32) for name in ("mrenclave", "mrsigner"))
     isvprodid, isvsvn = (table.number(name, 0, 0xFFFF) for name in ("isvprodid", "isvsvn"))
     label = table.line("label") or ""
     table.done()

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from cloister.errors import UsageError
+from cloister.trust.certificates import UNREADABLE
 
 NAME = "cloister SIMULATED root - NOT A TEE"
 
@@ -95,7 +96,7 @@ class SimulatedRoot:
             try:
                 key = load_pem_private_key(data, None)
                 certificate = x509.load_pem_x509_certificate(data)
-            except ValueError:
+            except UNREADABLE:
                 raise UsageError("the simulated root file is damaged", hint="Remove it; a new one is made.") from None
             if not isinstance(key, ec.EllipticCurvePrivateKey):
                 raise UsageError("the simulated root file is damaged", hint="Remove it; a new one is made.")

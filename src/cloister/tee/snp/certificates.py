@@ -12,11 +12,10 @@ from uuid import UUID
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.utils import CryptographyDeprecationWarning
-from cryptography.x509.oid import NameOID
 
 from cloister.errors import MalformedError, NotGenuineError
 from cloister.tee.snp.evidence import Product, SigningKey, Tcb
-from cloister.trust.anchors import load_certificate
+from cloister.trust.certificates import common_name, load_certificate
 from cloister.trust.chain import p384
 from cloister.trust.collateral import Item
 
@@ -52,7 +51,7 @@ class Endorsement:
     def parse(cls, der: bytes) -> Endorsement:
         """Raises MalformedError; NotGenuineError for a certificate that is not of AMD's shape."""
         certificate, serial = _load(der)
-        name = _common_name(certificate.subject)
+        name = common_name(certificate.subject)
         if certificate.version is not x509.Version.v3 or name not in {f"SEV-{kind}" for kind in SigningKey}:
             raise NotGenuineError(f"the {_WHAT} is not that of a VCEK or VLEK")
         kind = SigningKey(name.removeprefix("SEV-"))
@@ -72,7 +71,7 @@ class Endorsement:
             tcb=_tcb(values, product),
             chip_id=_chip_id(values[_HWID], product) if _HWID in values else None,
             csp_id=_csp_id(values[_CSP_ID]) if _CSP_ID in values else None,
-            issuer=_common_name(certificate.issuer),
+            issuer=common_name(certificate.issuer),
             key=p384(certificate),
         )
 
@@ -87,13 +86,6 @@ def _load(der: bytes) -> tuple[x509.Certificate, int]:
         warnings.filterwarnings("ignore", "Parsed a serial number", CryptographyDeprecationWarning)
         certificate = load_certificate(der, _WHAT)
         return certificate, certificate.serial_number
-
-
-def _common_name(name: x509.Name) -> str:
-    values = [item.value for item in name.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    if len(values) != 1 or not isinstance(values[0], str):
-        raise NotGenuineError(f"the {_WHAT} has no common name, or several")
-    return values[0]
 
 
 def _product(values: dict[str, bytes]) -> Product:

@@ -20,8 +20,8 @@ FORMATS = (
         rules=rules.RULES,
         bind=binding.report_data,
         parse=Report.parse,
+        needs=needs.needs,
         anchors=ANCHORS,
         collateral=("amd-vcek", "amd-ask", "amd-crl"),
-        needs=needs.needs,
     ),
 )

@@ -19,7 +19,8 @@ from cloister.tee.snp.certificates import CHIP_ID_SIZE, Endorsement
 from cloister.tee.snp.evidence import Product, Report, SigningKey, Tcb
 from cloister.tee.snp.roots import ANCHORS, INTERMEDIATES
 from cloister.trust import chain, crl, signatures
-from cloister.trust.anchors import Anchor, load_certificate
+from cloister.trust.anchors import Anchor
+from cloister.trust.certificates import load_certificate
 from cloister.trust.signatures import Algorithm
 
 CHECKS: tuple[tuple[str, str], ...] = (

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cloister.errors import PolicyDocumentError
-from cloister.tee import dcap
 from cloister.tee.tdx.eventlog import Event
 from cloister.tee.tdx.evidence import TdReport
 from cloister.wire.toml import Table
@@ -91,8 +90,8 @@ def read(table: Table) -> tuple[Measurement, ...] | None:
 
 
 def _one(table: Table) -> Measurement:
-    mrtd = dcap.digest(table, "mrtd", 48)
-    rtmrs = {index: value for index, name in enumerate(REGISTERS) if (value := dcap.digest(table, name, 48))}
+    mrtd = table.hex("mrtd", 48)
+    rtmrs = {index: value for index, name in enumerate(REGISTERS) if (value := table.hex(name, 48))}
     first = {
         index: digests
         for index, name in enumerate(REGISTERS)

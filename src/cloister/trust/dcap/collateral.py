@@ -15,7 +15,8 @@ from cryptography import x509
 
 from cloister.errors import MalformedError, NotGenuineError, UndecidedError
 from cloister.trust import chain, crl
-from cloister.trust.anchors import Anchor, load_certificate
+from cloister.trust.anchors import Anchor
+from cloister.trust.certificates import MAX_CRL, load_certificate, load_crl
 from cloister.trust.dcap.pck import P256, PckChain, certificates, raw_check
 from cloister.trust.dcap.quote import Tee
 from cloister.wire import strict_json
@@ -152,15 +153,11 @@ def _misfit(item: Endorsements, tee: Tee, *, fmspc: str, pce_id: str, issuer: x5
         if not signed.issued <= now <= signed.next_update:
             return f"{what} is for {signed.issued:%Y-%m-%d} to {signed.next_update:%Y-%m-%d}"
     for der, what in ((item.root_crl, "root CRL"), (item.pck_crl, "PCK CRL")):
-        try:
-            revocations = x509.load_der_x509_crl(der)
-            start, end = revocations.last_update_utc, revocations.next_update_utc
-            other = what == "PCK CRL" and revocations.issuer != issuer
-        except ValueError:
-            raise MalformedError(f"Intel collateral: the {what} is not a CRL") from None
-        if other:
+        revocations = load_crl(der, f"Intel collateral: {what}")
+        if what == "PCK CRL" and revocations.issuer != issuer:
             return "an item has the PCK CRL of another CA"
-        if end is None or not start <= now <= end:
+        end = revocations.next_update_utc
+        if end is None or not revocations.last_update_utc <= now <= end:
             return f"the {what} is not current"
     return None
 
@@ -188,7 +185,7 @@ def _chain(fields: Fields, name: str) -> str:
 
 
 def _octets(fields: Fields, name: str, size: int | None = None) -> bytes:
-    text = fields.text(name, limit=2 * crl.MAX_CRL)
+    text = fields.text(name, limit=2 * MAX_CRL)
     if not _HEX.match(text) or (size is not None and len(text) != 2 * size):
         raise MalformedError(f"Intel collateral: {name} is not hex{f' of {size} bytes' if size else ''}")
     return bytes.fromhex(text)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import binascii
 import hashlib
 import hmac
-import re
-from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,17 +13,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from cloister.errors import MalformedError, NotGenuineError
+from cloister.errors import NotGenuineError
 from cloister.trust import chain, signatures
 from cloister.trust.anchors import Anchor
+from cloister.trust.certificates import from_pem
 from cloister.trust.dcap.quote import Quote
 from cloister.trust.signatures import Algorithm
 
 P256 = chain.Profile(algorithms=frozenset({Algorithm.ECDSA_P256_SHA256}))
 #: Enclave attributes: the host may read the enclave.
 DEBUG = 1 << 1
-MAX_PEM = 16 * 1024
-_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\s([A-Za-z0-9+/=\s]{1,8192})-----END CERTIFICATE-----")
+#: The CAs of PCK certificates by the names that the Provisioning Certification Service has for them.
+CAS = {"processor": "Intel SGX PCK Processor CA", "platform": "Intel SGX PCK Platform CA"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +44,7 @@ class PckChain:
 
 def certificates(pem: bytes, count: int, what: str) -> tuple[bytes, ...]:
     """Exactly `count` certificates (DER) of a PEM text with nothing but white space (and final NULs) around them."""
-    text = pem.rstrip(b"\x00")
-    found = _PEM.findall(text) if len(text) <= MAX_PEM else []
-    if len(found) != count or _PEM.sub(b"", text).strip():
-        raise MalformedError(f"{what}: not {count} certificates in PEM")
-    try:
-        return tuple(b64decode(b"".join(each.split()), validate=True) for each in found)
-    except binascii.Error:
-        raise MalformedError(f"{what}: not {count} certificates in PEM") from None
+    return from_pem(pem.rstrip(b"\x00"), what, smallest=count, largest=count)
 
 
 def validate(quote: Quote, anchors: Sequence[Anchor], *, now: datetime) -> PckChain:

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from cloister.errors import NotGenuineError, UndecidedError
-from cloister.trust.anchors import load_certificate
-from cloister.trust.crl import MAX_CRL
+from cloister.trust.certificates import MAX_CRL, common_name, load_certificate
 from cloister.trust.fetch.http import Http
-from cloister.trust.fetch.source import MAX_PEM, Source, certificates, common_name, crl_life, parameter
+from cloister.trust.fetch.source import MAX_PEM, Source, certificates, crl_life, parameter
 from cloister.trust.need import Life, Need
 
 BASE = "https://kdsintf.amd.com"

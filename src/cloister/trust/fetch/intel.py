@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from urllib.parse import unquote_to_bytes
 
 from cloister.errors import MalformedError, NotGenuineError
-from cloister.trust.anchors import load_certificate
-from cloister.trust.collateral import MAX_ITEM
-from cloister.trust.crl import MAX_CRL
+from cloister.trust.certificates import MAX_CRL, common_name, load_certificate
+from cloister.trust.dcap.collateral import Endorsements
+from cloister.trust.dcap.pck import CAS
 from cloister.trust.fetch.http import Answer, Http
-from cloister.trust.fetch.source import Source, certificates, common_name, crl_life, parameter
+from cloister.trust.fetch.source import Source, certificates, crl_life, parameter
 from cloister.trust.need import Life, Need
 from cloister.wire import strict_json
 from cloister.wire.strict_json import Fields
@@ -27,10 +27,7 @@ ROOT_CRL = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"
 MAX_TEXT = 256 * 1024
 WHAT = "Intel collateral"
 _QE = {"sgx": "QE", "tdx": "TD_QE"}
-_CA = {"processor": "Intel SGX PCK Processor CA", "platform": "Intel SGX PCK Platform CA"}
 _ROOT = "Intel SGX Root CA"
-_CHAINS = ("tcb_info_issuer_chain", "qe_identity_issuer_chain", "pck_crl_issuer_chain")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2})+")
 
 
@@ -72,26 +69,21 @@ def collateral(need: Need, base: str) -> Source:
 
 def life(data: bytes, *, tee: str, fmspc: str, ca: str) -> Life:
     """What all parts have in common: from the youngest's beginning to the first end."""
-    fields = Fields(strict_json.loads(data, WHAT, limit=MAX_ITEM), WHAT)
-    tcb = _inner(fields, "tcb_info")
-    if (tcb.text("id"), tcb.text("fmspc").lower()) != (tee.upper(), fmspc):
+    item = Endorsements.parse(data)
+    tcb, identity = item.tcb_info, item.qe_identity
+    if (tcb.id, item.fmspc) != (tee.upper(), fmspc):
         raise NotGenuineError(f"{WHAT}: the TCB info of another platform")
-    identity = _inner(fields, "qe_identity")
-    if identity.text("id") != _QE[tee]:
+    if identity.id != _QE[tee]:
         raise NotGenuineError(f"{WHAT}: the identity of another quoting enclave")
-    lives = [Life(_time(each, "issueDate"), _time(each, "nextUpdate")) for each in (tcb, identity)]
-    lives.append(crl_life(_hex(fields, "pck_crl"), _CA[ca], f"{WHAT}: PCK CRL"))
-    lives.append(crl_life(_hex(fields, "root_ca_crl"), _ROOT, f"{WHAT}: root CRL"))
-    for name in _CHAINS:
-        for der in certificates(fields.text(name, limit=MAX_TEXT).encode(), 2, f"{WHAT}: {name}"):
-            certificate = load_certificate(der, f"{WHAT}: {name}")
+    lives = [Life(each.issued, each.next_update) for each in (tcb, identity)]
+    lives.append(crl_life(item.pck_crl, CAS[ca], f"{WHAT}: PCK CRL"))
+    lives.append(crl_life(item.root_crl, _ROOT, f"{WHAT}: root CRL"))
+    for chain in (tcb.issuer_chain, identity.issuer_chain, item.pck_crl_issuer_chain):
+        for der in certificates(chain.encode(), 2, f"{WHAT}: issuer chain"):
+            certificate = load_certificate(der, f"{WHAT}: issuer chain")
             lives.append(Life(certificate.not_valid_before_utc, certificate.not_valid_after_utc))
         if common_name(certificate.subject) != _ROOT:
-            raise NotGenuineError(f"{WHAT}: {name} does not end at {_ROOT}")
-    for name in ("tcb_info_signature", "qe_identity_signature"):
-        if len(_hex(fields, name)) != 64:
-            raise MalformedError(f"{WHAT}: {name} is not 64 bytes")
-    fields.done()
+            raise NotGenuineError(f"{WHAT}: an issuer chain does not end at {_ROOT}")
     return Life(max(life.start for life in lives), min(life.until for life in lives))
 
 
@@ -119,26 +111,3 @@ def _der(body: bytes) -> bytes:
     """A list in DER, or in hex as PCCS gives it."""
     text = body.decode("latin-1").strip()
     return bytes.fromhex(text) if _HEX.fullmatch(text) else body
-
-
-def _inner(fields: Fields, name: str) -> Fields:
-    return Fields(
-        strict_json.loads(fields.text(name, limit=MAX_TEXT).encode(), name, limit=MAX_TEXT), f"{WHAT}: {name}"
-    )
-
-
-def _hex(fields: Fields, name: str) -> bytes:
-    text = fields.text(name, limit=2 * MAX_CRL)
-    if not _HEX.fullmatch(text):
-        raise MalformedError(f"{WHAT}: {name} is not hex")
-    return bytes.fromhex(text)
-
-
-def _time(fields: Fields, name: str) -> datetime:
-    text = fields.text(name, limit=20)
-    try:
-        if _TIME.fullmatch(text):
-            return datetime.fromisoformat(text[:-1]).replace(tzinfo=UTC)
-    except ValueError:
-        pass
-    raise MalformedError(f"{WHAT}: {name} is not a time")

@@ -11,8 +11,7 @@ from datetime import datetime, timedelta
 
 from cloister.errors import MalformedError, NotGenuineError, UndecidedError, UsageError
 from cloister.trust import jwt
-from cloister.trust.anchors import load_certificate
-from cloister.trust.crl import MAX_CRL
+from cloister.trust.certificates import MAX_CRL, load_certificate
 from cloister.trust.fetch.http import Http, check_url, origin
 from cloister.trust.fetch.source import Source, crl_life, parameter
 from cloister.trust.jwt import KeySet

@@ -8,14 +8,13 @@ import hashlib
 import hmac
 from datetime import UTC, datetime, timedelta
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp as x509_ocsp
 
 from cloister.errors import MalformedError, NotGenuineError
-from cloister.trust.anchors import load_certificate
+from cloister.trust import ocsp as ocsp_response
+from cloister.trust.certificates import load_certificate
 from cloister.trust.collateral import MAX_ITEM
 from cloister.trust.fetch.http import Http
 from cloister.trust.fetch.source import Source, parameter
@@ -24,7 +23,6 @@ from cloister.wire import strict_json
 
 RIM_BASE = "https://rim.attestation.nvidia.com"
 OCSP_BASE = "https://ocsp.ndis.nvidia.com"
-MAX_RESPONSE = 16 * 1024
 #: A response that names no end is good for as long as a policy would believe it.
 OCSP_LIFE = timedelta(days=1)
 _BASE64 = r"[A-Za-z0-9+/]{1,16384}={0,2}"
@@ -76,10 +74,10 @@ def ocsp(need: Need, base: str) -> Source:
     body = request.public_bytes(Encoding.DER)
 
     def load(http: Http) -> bytes:
-        return http.post(base, body, "application/ocsp-request", limit=MAX_RESPONSE).body
+        return http.post(base, body, "application/ocsp-request", limit=ocsp_response.MAX_RESPONSE).body
 
     def life(data: bytes, _: datetime) -> Life:
-        response = _response(data)
+        response = ocsp_response.parse(data)
         about = (response.serial_number, response.issuer_name_hash, response.issuer_key_hash)
         if about != (request.serial_number, request.issuer_name_hash, request.issuer_key_hash):
             raise NotGenuineError("the OCSP response is about another certificate")
@@ -94,14 +92,3 @@ def _octets(need: Need, name: str) -> bytes:
         return base64.b64decode(parameter(need, name, _BASE64), validate=True)
     except binascii.Error:
         raise MalformedError(f"{need.kind}: {name} is not base64") from None
-
-
-def _response(data: bytes) -> x509_ocsp.OCSPResponse:
-    try:
-        response = x509_ocsp.load_der_ocsp_response(data)
-        if response.response_status is x509_ocsp.OCSPResponseStatus.SUCCESSFUL and len(list(response.responses)) == 1:
-            _ = (response.this_update_utc, response.next_update_utc, response.serial_number, response.issuer_key_hash)
-            return response
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension):
-        pass
-    raise MalformedError("OCSP: not one successful response about one certificate")

@@ -100,10 +100,10 @@ class Attestation:
             hwmodel=_line(top, "hwmodel", 64),
             swname=_line(top, "swname", 64),
             swversion=_version(top),
-            secure_boot=_flag(top, "secboot"),
+            secure_boot=top.flag("secboot"),
             debug_status=_line(top, "dbgstat", 64),
             support_attributes=_lines(space, "support_attributes"),
-            monitoring=_flag(monitoring, "memory") if monitoring.has("memory") else None,
+            monitoring=monitoring.flag("memory") if monitoring.has("memory") else None,
             container=_container(mods.member("container")) if mods.has("container") else None,
             instance=_instance(_member(mods, "gce")),
             service_accounts=_lines(top, "google_service_accounts"),
@@ -188,13 +188,6 @@ def _objects(fields: Fields, name: str) -> tuple[Fields, ...]:
     if len(found) != len(items):
         raise MalformedError(f"{WHAT}: {name} is not a list of objects")
     return found
-
-
-def _flag(fields: Fields, name: str) -> bool:
-    value = fields.value(name)
-    if not isinstance(value, bool):
-        raise MalformedError(f"{WHAT}: {name} is neither true nor false")
-    return value
 
 
 def _line(fields: Fields, name: str, limit: int) -> str:

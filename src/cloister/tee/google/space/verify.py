@@ -59,7 +59,7 @@ def verify(evidence: bytes, context: Context) -> Claims:
     with step_of("google-space.key") as step:
         if token.x5c:
             root, certificates = _chain(token.x5c, context)
-            step.detail = certificates[-1].subject.rfc4514_string()
+            step.detail = f"{certificates[-1].subject.rfc4514_string()}; root: {root.origin}"
         else:
             keys = KeySet.of(context.collateral, ISSUER)
             step.detail = f"{len(keys.find(token.kid, Alg.RS256))} key(s) of that name"
@@ -84,7 +84,7 @@ def verify(evidence: bytes, context: Context) -> Claims:
         nonce=None,
         signed_at=issued,
         chain=tuple(certificate.subject.rfc4514_string() for certificate in certificates),
-        facts=_facts(attestation),
+        facts=_facts(attestation) | ({} if root is None else {"root_sha256": root.sha256}),
         details=Verified(attestation=attestation, trusted_by="pki" if token.x5c else "jwks"),
     )
 
@@ -107,7 +107,7 @@ def _chain(x5c: Sequence[bytes], context: Context) -> tuple[Anchor, tuple[x509.C
     if not anchors:
         raise UndecidedError(
             "the token has certificates, and no root for them was given",
-            hint="Ask the replica for an OIDC token, or give the root of Google's PKI (roots.pki_anchor).",
+            hint="Ask the replica for an OIDC token, or name the root of Google's PKI: google-space.pki_root_pem.",
         )
     last = hashlib.sha256(x5c[-1]).hexdigest()
     if len(x5c) > 1 and any(hmac.compare_digest(last, anchor.sha256) for anchor in anchors):

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from cryptography import x509
 
 from cloister.errors import MalformedError, NotGenuineError, UndecidedError
-from cloister.trust.anchors import Anchor, load_certificate
+from cloister.trust.anchors import Anchor
+from cloister.trust.certificates import load_certificate
 from cloister.trust.chain import Profile
 from cloister.trust.signatures import Algorithm
 from cloister.wire.reader import Reader

@@ -1,7 +1,7 @@
 """Google's launch endorsement of Compute Engine's firmware: which launch measurements are of which release.
 
 Source: gce-tcb-verifier, `proto/endorsement.proto`. No endorsement that Google signed has been seen by this code, and
-the root (GCE-cc-tcb-root_1) is not built in: the caller gives it as an anchor.
+the root (GCE-cc-tcb-root_1) is not built in: a policy names it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from cloister.errors import MalformedError, NotGenuineError
 from cloister.trust import chain, signatures
-from cloister.trust.anchors import Anchor, load_certificate
+from cloister.trust.anchors import Anchor
+from cloister.trust.certificates import from_pem, load_certificate
 from cloister.trust.chain import Profile
 from cloister.trust.signatures import Algorithm
 from cloister.wire.protobuf import Message
@@ -26,6 +26,7 @@ MAX_ENDORSEMENT = 512 * 1024
 MAX_MEASUREMENTS = 2048
 MAX_CERTIFICATE = 16 * 1024
 MAX_BUNDLE = 64 * 1024
+MAX_CHAIN = 8
 _MEASUREMENT = 48
 _U32 = (1 << 32) - 1
 _MAX_TIME = 253_402_214_400
@@ -94,21 +95,21 @@ class Endorsement:
         return svn if any(hmac.compare_digest(each, measurement) for each in listed) else None
 
 
-def verify(data: bytes, anchors: Sequence[Anchor], *, now: datetime, skew: timedelta) -> Endorsement:
-    """An endorsement that a key under one of `anchors` signed (RSASSA-PSS SHA-256), at `now` (aware).
+def verify(data: bytes, anchors: Sequence[Anchor], *, now: datetime, skew: timedelta) -> tuple[Endorsement, Anchor]:
+    """An endorsement that a key under one of `anchors` signed (RSASSA-PSS SHA-256), at `now` (aware), and that anchor.
 
     Raises MalformedError or NotGenuineError.
     """
     endorsement = Endorsement.parse(data)
     leaf = load_certificate(endorsement.certificate, "endorsement key certificate")
-    _, certificates = chain.validate(
+    anchor, certificates = chain.validate(
         _intermediates(endorsement.bundle, leaf, anchors), leaf, anchors, now=now, profile=PROFILE
     )
     key = certificates[-1].public_key()
     signatures.check(key, Algorithm.RSA_PSS_SHA256, endorsement.signature, endorsement.body, f"the {WHAT}")
     if endorsement.signed_at - now > skew:
         raise NotGenuineError(f"the {WHAT} is from the future", hint="Check this machine's clock.")
-    return endorsement
+    return endorsement, anchor
 
 
 def _intermediates(bundle: bytes, leaf: x509.Certificate, anchors: Sequence[Anchor]) -> tuple[bytes, ...]:
@@ -116,12 +117,9 @@ def _intermediates(bundle: bytes, leaf: x509.Certificate, anchors: Sequence[Anch
     known = {anchor.subject for anchor in anchors}
     if leaf.issuer.rfc4514_string() in known or not bundle:
         return ()
-    try:
-        found = x509.load_pem_x509_certificates(bundle)
-    except ValueError:
-        raise MalformedError(f"{WHAT}: the certificates in it are not PEM") from None
-    certificates = [load_certificate(each.public_bytes(Encoding.DER), "intermediate") for each in found[:8]]
-    return tuple(each.public_bytes(Encoding.DER) for each in certificates if each.subject.rfc4514_string() not in known)
+    ders = from_pem(bundle, f"{WHAT}: its certificates", smallest=1, largest=MAX_CHAIN)
+    above = [load_certificate(der, "intermediate") for der in ders]
+    return tuple(der for der, each in zip(ders, above, strict=True) if each.subject.rfc4514_string() not in known)
 
 
 def _time(message: Message | None) -> datetime:

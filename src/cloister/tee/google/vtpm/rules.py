@@ -103,7 +103,7 @@ def _check_endorsement(claims: Claims, least: int) -> str:
     if details.endorsement is None:
         raise UndecidedError(
             "no endorsement of the firmware could be checked",
-            hint="It takes Google's endorsement (google-endorsement) and its root, which is not built in.",
+            hint="It takes Google's endorsement (google-endorsement) and its root (google-vtpm.endorsement_root_pem).",
         )
     svn = details.endorsement.svn_of(details.inner.tee, launch_measurement(details.inner))
     if svn is None:

@@ -14,7 +14,8 @@ from cloister.tee.binding import REPORT_DATA
 from cloister.tee.claims import Claims
 from cloister.tee.context import Context
 from cloister.tee.google.roots import ANCHORS
-from cloister.tee.google.vtpm import certificates, endorsement
+from cloister.tee.google.vtpm import certificates
+from cloister.tee.google.vtpm import endorsement as endorsements
 from cloister.tee.google.vtpm.certificates import Instance
 from cloister.tee.google.vtpm.endorsement import Endorsement
 from cloister.tee.google.vtpm.evidence import Attestation
@@ -99,10 +100,13 @@ def verify(evidence: bytes, context: Context) -> Claims:
         step.detail = "the same" if inner is not None else "none"
     with checklist.step("google-vtpm.endorsement") as step:
         endorsed = _endorsement(inner, context)
-        step.detail = f"signed {endorsed.signed_at:%Y-%m-%d}" if endorsed is not None else "none was looked at"
+        endorsement, endorser = endorsed or (None, None)
+        step.detail = "none was looked at"
+        if endorsement is not None and endorser is not None:
+            step.detail = f"signed {endorsement.signed_at:%Y-%m-%d}; root: {endorser.origin}"
     return Claims(
         tee="google-vtpm",
-        genuine=root.genuine,
+        genuine=root.genuine and (endorser is None or endorser.genuine),
         debug=False,
         measurements=quoted.measurements(),
         user_data=quoted.quote.extra_data,
@@ -110,7 +114,7 @@ def verify(evidence: bytes, context: Context) -> Claims:
         signed_at=None,
         chain=(root.subject, *(each.subject.rfc4514_string() for each in path)),
         facts=_facts(instance, firmware, quoted, root),
-        details=Verified(quoted=quoted, instance=instance, firmware=firmware, inner=inner, endorsement=endorsed),
+        details=Verified(quoted=quoted, instance=instance, firmware=firmware, inner=inner, endorsement=endorsement),
         inner=() if inner is None else (inner,),
     )
 
@@ -173,17 +177,18 @@ def _check_data(inner: Claims, quoted: Quoted) -> None:
         raise NotGenuineError("the evidence inside carries other data than the quote")
 
 
-def _endorsement(inner: Claims | None, context: Context) -> Endorsement | None:
-    """Of several, the one that lists the measurement; all must be Google's. None without a root to check them."""
+def _endorsement(inner: Claims | None, context: Context) -> tuple[Endorsement, Anchor] | None:
+    """With its root; of several, the one that lists the measurement. All must be Google's. None without a root."""
     anchors: Sequence[Anchor] = context.roots("google-endorsement", ())
     if not anchors or inner is None:
         return None
     found = [
-        endorsement.verify(data, anchors, now=context.now, skew=context.max_skew)
+        endorsements.verify(data, anchors, now=context.now, skew=context.max_skew)
         for data in context.collateral.of("google-endorsement")
     ]
     measurement = launch_measurement(inner)
-    return next((each for each in found if each.svn_of(inner.tee, measurement) is not None), next(iter(found), None))
+    listing = (each for each in found if each[0].svn_of(inner.tee, measurement) is not None)
+    return next(listing, next(iter(found), None))
 
 
 def launch_measurement(inner: Claims) -> bytes:
