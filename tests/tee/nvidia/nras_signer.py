@@ -74,7 +74,7 @@ def bundle(devices: dict[str, dict], version: str = "3.0", overall: dict | None 
 def keys(*, issuer: str = NRAS_ISSUER, **entry: object) -> Collateral:
     """Our NRAS's key set as collateral."""
     data = json.dumps({"issuer": issuer, "keys": [tokens.ec_entry(**entry)]})
-    return Collateral([Item("jwks", data.encode())])
+    return Collateral((Item("jwks", data.encode()),))
 
 
 def verify(evidence: bytes, **options: object) -> Claims:

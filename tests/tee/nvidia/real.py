@@ -91,13 +91,13 @@ def blackwell(vectors: Path) -> list[Device]:
 
 def rims(vectors: Path, *names: str) -> Collateral:
     """Manifests as collateral."""
-    return Collateral(Item("nvidia-rim", (vectors / "nvidia" / name).read_bytes()) for name in names)
+    return Collateral(tuple(Item("nvidia-rim", (vectors / "nvidia" / name).read_bytes()) for name in names))
 
 
 def ocsp(vectors: Path, *names: str) -> Collateral:
     """OCSP responses as collateral."""
     files = (vectors / f"nvidia/google/ocsp_test_gpu_{name}_base64encoded_ocsp_response.dat" for name in names)
-    return Collateral(Item("nvidia-ocsp", base64.b64decode(file.read_bytes())) for file in files)
+    return Collateral(tuple(Item("nvidia-ocsp", base64.b64decode(file.read_bytes())) for file in files))
 
 
 def verify(

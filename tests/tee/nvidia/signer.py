@@ -318,4 +318,4 @@ def responses(**changed: bytes) -> list[bytes]:
 def collateral(rims: Sequence[bytes] = (), ocsps: Sequence[bytes] = ()) -> Collateral:
     """Manifests and OCSP responses."""
     items = [("nvidia-rim", rim) for rim in rims] + [("nvidia-ocsp", each) for each in ocsps]
-    return Collateral(Item(kind, data) for kind, data in items)
+    return Collateral(tuple(Item(kind, data) for kind, data in items))

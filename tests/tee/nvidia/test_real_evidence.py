@@ -278,7 +278,7 @@ def test_the_anchors_are_the_published_certificates(vectors: Path) -> None:
 
 def _keys(vectors: Path) -> Collateral:
     keys = json.loads((vectors / "nvidia/nras_recovered_jwks.json").read_bytes())["keys"]
-    return Collateral([Item("jwks", json.dumps({"issuer": roots.NRAS_ISSUER, "keys": keys}).encode())])
+    return Collateral((Item("jwks", json.dumps({"issuer": roots.NRAS_ISSUER, "keys": keys}).encode()),))
 
 
 def _nras(vectors: Path, entry: dict, change: Callable[[list], object] | None = None, **options: object) -> object:
