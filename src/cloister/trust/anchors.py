@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -75,15 +76,23 @@ class Anchor:
 def load_certificate(der: bytes, what: str) -> x509.Certificate:
     """Parse one DER certificate without trailing bytes; raises MalformedError."""
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        # Parse what is lazy now, so that nothing later can fail in another way.
-        certificate.extensions  # noqa: B018
-        certificate.subject.rfc4514_string()
-        certificate.issuer.rfc4514_string()
-        certificate.public_key()
-        reencoded = certificate.public_bytes(Encoding.DER)
+        certificate, reencoded = _parsed(der)
     except _UNREADABLE:
         raise MalformedError(f"{what}: not an X.509 certificate") from None
     if reencoded != der:
         raise MalformedError(f"{what}: not one DER certificate")
     return certificate
+
+
+# Roots and intermediates are the same in every verification. Only what parsed is kept, by all of its bytes; whether it
+# is valid, and who signed it, is looked at each time.
+@lru_cache(maxsize=128)
+def _parsed(der: bytes) -> tuple[x509.Certificate, bytes]:
+    """A certificate, and its bytes encoded again."""
+    certificate = x509.load_der_x509_certificate(der)
+    # Parse what is lazy now, so that nothing later can fail in another way.
+    certificate.extensions  # noqa: B018
+    certificate.subject.rfc4514_string()
+    certificate.issuer.rfc4514_string()
+    certificate.public_key()
+    return certificate, certificate.public_bytes(Encoding.DER)
