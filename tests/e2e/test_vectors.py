@@ -50,7 +50,7 @@ def test_formats_without_a_folder_are_named(done: Done) -> None:
 def test_every_verdict_is_the_expected_one(done: Done) -> None:
     expected = {name: (case.exit_code, case.check) for name, (case, _) in done.items()}
     assert {name: (seen.exit_code, seen.check) for name, (_, seen) in done.items()} == expected
-    for case, seen in done.values():
+    for _, seen in done.values():
         assert (seen.verdict is None) == (seen.exit_code == 2)
         if seen.verdict is None:
             continue
@@ -126,14 +126,18 @@ def _without_network() -> list[str]:
     return words if permitted else []
 
 
-_CONNECT = "import socket; print(socket.socket().connect_ex(('127.0.0.1', 9)), *(name for _, name in socket.if_nameindex()))"
+_CONNECT = (
+    "import socket; print(socket.socket().connect_ex(('127.0.0.1', 9)), *(name for _, name in socket.if_nameindex()))"
+)
 
 
 def test_without_a_network_every_verdict_is_the_same(done: Done, tmp_path: Path) -> None:
     isolated = _without_network()
     if not isolated:
         pytest.skip("no network namespace may be made here (unshare --net)")
-    seen = subprocess.run([*isolated, sys.executable, "-c", _CONNECT], capture_output=True, text=True, check=True).stdout
+    seen = subprocess.run(
+        [*isolated, sys.executable, "-c", _CONNECT], capture_output=True, text=True, check=True
+    ).stdout
     code, *interfaces = seen.split()
     assert os.strerror(int(code)) == "Network is unreachable"
     assert "eth0" not in interfaces

@@ -202,9 +202,7 @@ def _intel(vectors: Path, entry: Entry) -> Iterator[Run]:
     data = (vectors / entry["file"]).read_bytes()
     run = {
         "tee": tee,
-        "evidence": bytes.fromhex(data.decode().strip().removeprefix("0x"))
-        if entry["file"].endswith(".hex")
-        else data,
+        "evidence": bytes.fromhex(data.decode().strip().removeprefix("0x")) if entry["file"].endswith(".hex") else data,
         "at": _at(entry),
         "items": (Item("intel-collateral", (vectors / entry["collateral"]).read_bytes()),)
         if entry.get("collateral")
@@ -229,6 +227,7 @@ MANIFESTS = {
     "550.90.07": (nvidia.RIMS_H100, nvidia.NOW),
     "switch": ((nvidia.RIM_SWITCH,), datetime(2026, 6, 1, tzinfo=UTC)),
 }
+
 
 def _nvidia(vectors: Path, entry: Entry) -> Iterator[Run]:
     kind, arch, report, certificates = nvidia.device(vectors, entry)
@@ -411,7 +410,9 @@ def policy(run: Run) -> str:
     waived = ["freshness.challenge", "model.sha256", "config.sha256"]
     for name in names:
         stated = tables.get(name, {})
-        waived += [f"{name}.{each.name}" for each in registry.get(name).rules if each.waivable and each.name not in stated]
+        waived += [
+            f"{name}.{each.name}" for each in registry.get(name).rules if each.waivable and each.name not in stated
+        ]
     document = {
         "schema": SCHEMA,
         "name": "a collected file",

@@ -1,8 +1,8 @@
-"""`python -m cloister.bench.evidence --vectors DIR`: how long verification takes, on real evidence, offline, on one core.
+"""`python -m cloister.bench.evidence --vectors DIR`: times verification of real evidence, offline, on one core.
 
 Every sample is verified again and again in this one process, in blocks that take turns, so that a busy moment of the
-machine falls on each alike; printed are wall-clock medians and minima and the median of CPU time. Nothing is kept between
-two verifications but what the package itself keeps: parsed certificates. Every signature is verified every time.
+machine falls on each alike; printed are wall-clock medians and minima and the median of CPU time. Between two
+verifications the package keeps parsed certificates and nothing else: every signature is verified every time.
 """
 
 from __future__ import annotations
