@@ -28,6 +28,8 @@ NAMED = {
     "policy/attacks.py": {*FORMATS, *TEES},  # published attacks, by what they hit
     "policy/release.py": {"nitro"},  # the broker's policies: replicas of ours
     "weights/kbs.py": {"nitro"},  # the key broker protocol's name for the TEE
+    "trust/fetch/amd.py": {"snp"},  # a part of a TCB, in AMD's address
+    "trust/fetch/intel.py": {"tdx", "sgx"},  # the two kinds of collateral that Intel serves
     "image/config.py": {"nitro"},  # a table of cloister.toml
     "image/rootfs.py": {"nitro"},  # what an image leaves out: every other folder
 }
