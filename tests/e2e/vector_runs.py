@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from tests.tee.nvidia import real as nvidia
 from typer.testing import CliRunner
@@ -25,7 +26,7 @@ from cloister.tee.nvidia.roots import NRAS_ISSUER
 from cloister.trust.collateral import Item
 from cloister.wire import toml
 
-Entry = Mapping[str, object]
+Entry = Mapping[str, Any]
 Tables = dict[str, dict[str, object]]
 REASON = "A collected file, looked at for its own sake."
 #: Formats of collected evidence that no version verifies: `cloister verify` says so and exits with 2.
