@@ -1,7 +1,7 @@
 """Every entry of the collected vectors as a run of `cloister verify`: file, policy, collateral, time, expected verdict.
 
 One function for each platform makes the runs of an entry; `MEANINGS` says what each expected text of the collection means
-here. Both are complete, or `runs` fails.
+here. Both are complete, or `cases` fails.
 """
 
 from __future__ import annotations
