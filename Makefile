@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo lab lab-reference test test-large check fuzz bench bench-pipe model lock clean
+.PHONY: demo lab lab-reference test test-large check fuzz verdicts bench bench-pipe bench-verify model lock clean
 
 demo: $(VENV)/.serve
 	$(BIN)/cloister demo
@@ -35,6 +35,10 @@ SECONDS_EACH ?= 20
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m fuzz --seconds $(SECONDS_EACH)
 
+# What became of all collected evidence, as docs/verdicts.md; needs the vectors (CLOISTER_VECTORS).
+verdicts: $(VENV)/.dev
+	$(BIN)/python -m tests.e2e.verdict_table
+
 BENCH_MODEL ?= bench-out/gpt2-124m.gguf
 bench: $(VENV)/.dev $(BENCH_MODEL)
 	$(BIN)/python -m cloister.bench --model $(BENCH_MODEL)
@@ -42,6 +46,11 @@ bench: $(VENV)/.dev $(BENCH_MODEL)
 # The parent's pipe against socat (Debian's package of that name), where it is installed.
 bench-pipe: $(VENV)/.dev
 	$(BIN)/python -m cloister.bench.pipe
+
+# Verification alone, on real evidence: VECTORS is a folder of it.
+VECTORS ?= ../shared/vectors
+bench-verify: $(VENV)/.dev
+	$(BIN)/python -m cloister.bench.evidence --vectors $(VECTORS)
 
 bench-out/gpt2-124m.gguf: $(VENV)/.dev
 	mkdir -p bench-out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import struct
@@ -9,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -27,6 +29,7 @@ from cloister.enclave.engine import gguf
 from cloister.enclave.engine.pipe import Kind, Unpacker, pack
 from cloister.enclave.release import credentials, kbs, kbs_errors
 from cloister.enclave.release.cms import Envelope
+from cloister.errors import CloisterError
 from cloister.host import head
 from cloister.image import debian, eif
 from cloister.platforms.aws_nitro import nitro_cli
@@ -35,6 +38,7 @@ from cloister.policy.document import Policy
 from cloister.policy.draft import draft
 from cloister.policy.release import Grant, ReleasePolicy, beginning
 from cloister.policy.verdict import Verdict
+from cloister.tee import FORMATS, registry
 from cloister.tee.checks import Checklist
 from cloister.tee.evidence import Offers
 from cloister.tee.nitro import verify as nitro
@@ -122,6 +126,8 @@ def _open_request(data: bytes) -> None:
 SEALER = chunked.RequestSealer(KEY.config)
 
 
+# Once: a sealer seals one request.
+@cache
 def _answers() -> list[bytes]:
     opener = chunked.RequestOpener(lambda _header: MATERIAL)
     opener.push(SEALER.seal(b"question"))
@@ -141,6 +147,23 @@ def _response(data: bytes) -> None:
     for at in range(0, len(data), 7):
         decoder.push(data[at : at + 7])
     decoder.finish()
+    # What the pieces make is what the whole makes: it may not be refused now.
+    try:
+        bhttp.decode_response(data)
+    except CloisterError as error:
+        raise AssertionError(f"whole: {error.message}") from None
+
+
+def _files() -> list[bytes]:
+    """What all other targets are given."""
+    return [data for target in TARGETS if target.run is not _inspect for data in target.corpus()]
+
+
+def _inspect(data: bytes) -> None:
+    """The decoders of all formats are given every file of `cloister inspect`."""
+    for name in FORMATS:
+        with contextlib.suppress(CloisterError):
+            registry.get(name).parse(data)
 
 
 def _models() -> list[bytes]:
@@ -246,6 +269,7 @@ TARGETS: tuple[Target, ...] = (
     Target("cbor", lambda: [ATTESTER.attest(b"", None)], lambda data: void(cbor.loads(data, "x", limit=1 << 16))),
     Target("cose", lambda: [ATTESTER.attest(b"", None)], lambda data: void(cose.Sign1.parse(data, "x", limit=1 << 16))),
     Target("nitro", lambda: [ATTESTER.attest(b"u" * 32, b"n" * 32)], _document),
+    Target("inspect", _files, _inspect),
     Target("json", lambda: [_bundle(), CHAT], lambda data: void(strict_json.loads(data, "x", limit=1 << 16))),
     Target("bundle", lambda: [_bundle()], lambda data: void(verify_bundle(data, POLICY, now=NOW, nonce=NONCE))),
     Target("verdict", _verdicts, lambda data: void(Verdict.from_json(data))),

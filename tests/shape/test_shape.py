@@ -30,6 +30,9 @@ def test_importing_the_client_is_quick_and_brings_nothing_of_the_server() -> Non
         loaded = _fresh("import cloister, sys; print(*sys.modules)").split()
         took.append(time.perf_counter() - began)
     assert min(took) < 0.3  # interpreter start included
+    # Of this process alone: getrusage's maximum is also its parent's.
+    peak = "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    assert int(_fresh(f"import cloister; {peak}")) < 40 * 1024  # kB
     for name in ("starlette", "uvicorn", "xllamacpp", "cryptography", "httpx2", "typer", "cloister.enclave"):
         assert name not in loaded
     loaded = _fresh("import cloister, sys; cloister.http_client, cloister.Policy; print(*sys.modules)").split()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -35,18 +36,26 @@ _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\s([A-Za-z0-9+/=\s]{1,32768})---
 def load_certificate(der: bytes, what: str) -> x509.Certificate:
     """Parse one DER certificate without trailing bytes; raises MalformedError."""
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        # Parse what is lazy now, so that nothing later can fail in another way.
-        certificate.extensions  # noqa: B018
-        certificate.subject.rfc4514_string()
-        certificate.issuer.rfc4514_string()
-        certificate.public_key()
-        reencoded = certificate.public_bytes(Encoding.DER)
+        certificate, reencoded = _parsed(der)
     except UNREADABLE:
         raise MalformedError(f"{what}: not an X.509 certificate") from None
     if reencoded != der:
         raise MalformedError(f"{what}: not one DER certificate")
     return certificate
+
+
+# Roots and intermediates are the same in every verification. Only what parsed is kept, by all of its bytes; whether it
+# is valid, and who signed it, is looked at each time.
+@lru_cache(maxsize=128)
+def _parsed(der: bytes) -> tuple[x509.Certificate, bytes]:
+    """A certificate, and its bytes encoded again."""
+    certificate = x509.load_der_x509_certificate(der)
+    # Parse what is lazy now, so that nothing later can fail in another way.
+    certificate.extensions  # noqa: B018
+    certificate.subject.rfc4514_string()
+    certificate.issuer.rfc4514_string()
+    certificate.public_key()
+    return certificate, certificate.public_bytes(Encoding.DER)
 
 
 def load_crl(der: bytes, what: str) -> x509.CertificateRevocationList:
