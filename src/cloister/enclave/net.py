@@ -81,6 +81,6 @@ def _connect(stream: socket.socket, address: object, port: int) -> socket.socket
         stream.close()
         raise CutError(
             f"the parent does not answer on vsock port {port}: {error.strerror or 'timed out'}",
-            hint="The host agent (`cloister host`) must run beside the enclave.",
+            hint="The parent agent must run beside the enclave: docs/parent.md.",
         ) from None
     return stream
