@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from tests.tee.azure import signer as azure
 from tests.tee.dcap import signer as intel
+from tests.tee.google import signer as google
+from tests.tee.nvidia import nras_signer as nras
 from tests.tee.nvidia import signer as nvidia
 from tests.tee.snp import signer as amd
 
@@ -17,6 +20,8 @@ PLACE = re.compile(rf'"{FILL_IN}[^"]*"')
 GPU = nvidia.Chip.make()
 _FMC, *_PARTS = amd.TCB
 MINIMUM = dict(zip(("bootloader", "tee", "snp", "microcode"), _PARTS, strict=True))
+BOOT = google.registers(google.boot(technology=4))
+assert all(BOOT[index] == google.registers(google.boot(technology=3))[index] for index in (4, 7, 8, 9))
 #: By path without indices: what a user would write.
 VALUES: dict[str, object] = {
     "name": "a test",
@@ -41,6 +46,24 @@ VALUES: dict[str, object] = {
     "ita.measurement.rtmr2": "12" * 48,
     "ita.issuer": "https://portal.trustauthority.intel.com",
     "ita.policies": "AA-1",
+    **{f"azure-vtpm.measurement.pcr{index}": azure.PCRS[index].hex() for index in (4, 7, 8, 9, 11, 12, 14)},
+    "azure-maa.issuer": azure.ISSUER,
+    "azure-maa.policy_hash": "Q" * 43,
+    "azure-maa.minimum_svn.tee_tcb_svn": azure.TDX_CLAIMS["tdx_tee_tcb_svn"],
+    "azure-maa.measurement.mrtd": azure.TDX_CLAIMS["tdx_mrtd"],
+    **{f"google-vtpm.measurement.pcr{index}": BOOT[index].hex() for index in (4, 7, 8, 9)},
+    **{f"{form}.project_id": "project" for form in ("google-vtpm", "google-space")},
+    **{f"{form}.project_number": "123" for form in ("google-vtpm", "google-space")},
+    **{f"{form}.zone": "us-west1-b" for form in ("google-vtpm", "google-space")},
+    "google-space.audience": "https://client.example",
+    "google-space.image_digest": f"sha256:{google.DIGEST}",
+    "google-space.minimum_swversion": 251000,
+    "google-space.args": "/app/serve",
+    "google-space.service_accounts": "serve@project.iam.gserviceaccount.com",
+    "google-space.env.PATH": "/bin",
+    "nvidia-nras.driver": nras.device()["x-nvidia-gpu-driver-version"],
+    "nvidia-nras.vbios": nras.device()["x-nvidia-gpu-vbios-version"],
+    "nvidia-nras.ueid": "101",
     "nvidia-gpu.driver": nvidia.DRIVER,
     "nvidia-gpu.vbios": nvidia.VBIOS,
     "nvidia-gpu.ueid": GPU.ueid,

@@ -52,7 +52,7 @@ def init(
     """Write a whole policy of a profile, with places to fill in; then run cloister policy check."""
     if listed:
         for name in profiles.names():
-            print(f"{name:<12} {profiles.title(name)}")
+            print(f"{name:<16} {profiles.title(name)}")
         return
     if profile is None:
         raise UsageError("no profile is named", hint=f"There are: {', '.join(profiles.names())}.")

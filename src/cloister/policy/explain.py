@@ -165,9 +165,12 @@ def _lookup(root: Mapping[str, object], rule: str) -> object:
 
 
 def _answer(attack: Attack, policy: Policy, demands: tuple[Demand, ...]) -> Answer:
-    mine = [name for name in attack.hits if name in formats(policy)]
     stated = {each.rule: each for each in demands}
-    defences = [each for each in attack.defences if each.rule in stated]
+    mine = [name for name in attack.hits if name in formats(policy) and _open(name, attack, stated)]
+    elsewhere = {name for name in formats(policy) if name not in mine}
+    defences = [
+        each for each in attack.defences if each.rule in stated and each.rule.partition(".")[0] not in elsewhere
+    ]
     by = list[str]()
     gaps = dict[str, str]()
     for defence in defences if mine else ():
@@ -190,6 +193,12 @@ def _answer(attack: Attack, policy: Policy, demands: tuple[Demand, ...]) -> Answ
         gaps=gaps,
         bare=bare,
     )
+
+
+def _open(form: str, attack: Attack, stated: Mapping[str, Demand]) -> bool:
+    """Can evidence of that format be of what the attack hits? A waived rule rules nothing out."""
+    where = attack.only.get(form)
+    return where is None or stated[where.rule].reason is not None or where.holds(stated[where.rule].value)
 
 
 def _effect(attack: Attack, mine: list[str], bare: tuple[str, ...], gaps: Mapping[str, str], by: list[str]) -> Effect:
