@@ -16,7 +16,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -82,8 +82,12 @@ def fetch(
     descriptor = os.memfd_create("weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, described.size)
-        with mmap.mmap(descriptor, described.size) as room:
-            digest = _fill(_segments(dial, name, head.stream_at, opener, transfer), opener, room, transfer, progress)
+        with (
+            mmap.mmap(descriptor, described.size) as room,
+            # Closed here: an exception's traceback would keep the generator, and its connection, alive.
+            contextlib.closing(_segments(dial, name, head.stream_at, opener, transfer)) as segments,
+        ):
+            digest = _fill(segments, opener, room, transfer, progress)
         if digest != described.sha256:
             raise RefusedError("the weights have another digest than their owner signed", hint="Seal the model again.")
         fcntl.fcntl(
@@ -131,7 +135,9 @@ def _fill(
     return digest.hexdigest()
 
 
-def _segments(dial: Dial, name: str, stream_at: int, opener: Opener, transfer: Transfer) -> Iterator[memoryview]:
+def _segments(
+    dial: Dial, name: str, stream_at: int, opener: Opener, transfer: Transfer
+) -> Generator[memoryview, None, None]:
     """Every segment's ciphertext in order, over as many connections as it takes; each view is good until the next."""
     layout, buffer = opener.layout, memoryview(bytearray(SEGMENT))
     index = failures = 0

@@ -16,7 +16,7 @@ from cloister.wire import telemetry
 @pytest.mark.parametrize(("state", "status"), [("ready", 200), ("restarting", 200), ("failed", 503), ("stopped", 503)])
 async def test_health_and_counters(state: str, status: int) -> None:
     engine, counters = types.SimpleNamespace(state=state, info=types.SimpleNamespace(model_id="m")), Counters()
-    app = create_app(types.SimpleNamespace(), engine, Limits(), counters)
+    app = create_app(types.SimpleNamespace(), engine, Limits(), counters=counters)
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://replica") as client:
         for _ in range(3):
             answer = await client.get("/healthz")
