@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo lab lab-reference test test-large check fuzz verdicts bench bench-pipe bench-verify model lock clean
+.PHONY: demo lab lab-reference test test-reference test-large check fuzz verdicts bench bench-pipe bench-verify model lock clean
 
 demo: $(VENV)/.serve
 	$(BIN)/cloister demo
@@ -19,6 +19,10 @@ lab-reference: $(VENV)/.serve
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# Our images, registers and module held against QEMU's own; needs `make lab-reference`.
+test-reference: $(VENV)/.dev
+	$(BIN)/python -m pytest -m reference tests/platforms/qemu_nitro/test_reference.py
 
 # Models of true size, in the emulated enclave and outside: some four minutes.
 test-large: $(VENV)/.dev

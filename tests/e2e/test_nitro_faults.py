@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -84,14 +85,22 @@ class CutOnce:
                 near.close()
                 far.close()
                 continue
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+            threading.Thread(target=self._carry, args=(near, far), daemon=True).start()
+
+    def _carry(self, near: socket.socket, far: socket.socket) -> None:
+        with near, far:
+            back = threading.Thread(target=self._pump, args=(far, near), daemon=True)
+            back.start()
+            self._pump(near, far)
+            back.join()
 
     @staticmethod
     def _pump(source: socket.socket, sink: socket.socket) -> None:
-        while data := source.recv(65536):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
 
 
 @pytest.mark.usefixtures("ended")
@@ -106,6 +115,7 @@ def test_both_pipes_cut_while_the_weights_come(parts: Parts) -> None:
     sent = size // 3
     again = parts.agent(kms_port=way.port)
     parts.says("cloister: serving ")
+    way.listener.shutdown(socket.SHUT_RDWR)
     way.listener.close()
     assert way.carried == 2
     came = re.search(r"over (\d+) connection\(s\)", parts.console())

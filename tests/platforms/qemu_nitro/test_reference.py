@@ -44,6 +44,7 @@ from cloister.wire import cbor
 from cloister.wire.strict_json import encode_base64url
 
 pytestmark = [
+    pytest.mark.reference,
     pytest.mark.skipif(
         not reference.ready(),
         reason="the reference QEMU is not compiled (make lab-reference): images are not compared with it",
