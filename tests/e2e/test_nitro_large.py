@@ -84,7 +84,7 @@ def test_bloom_560m_within_its_memory(tmp_path: Path) -> None:
         assert list(stream_chat(transport, [{"role": "user", "content": "hi"}], max_tokens=2, temperature=0))
         asked = time.monotonic() - began
         transport.close()
-        console = Path(enclave.up["console"]).read_text(errors="replace")
+        console = (enclave.state / "console").read_text(errors="replace")
         emulator = nitro_lab.processor_seconds(enclave.pid("qemu"))
     opened = re.search(r"opened sealed weights .*", console)
     used = re.search(r"starting took ([\d.]+) MB of memory", console)
