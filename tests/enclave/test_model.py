@@ -65,7 +65,7 @@ class Shop:
     ) -> None:  # fmt: skip
         body = self.data[start:end]
         span = f"bytes {start if first is None else first}-{end - 1}/{len(self.data) if total is None else total}"
-        head = f"HTTP/1.1 {status}\r\nContent-Range: {span}\r\nContent-Length: {len(body) if length is None else length}\r\n\r\n"
+        head = f"HTTP/1.1 {status}\r\nContent-Range: {span}\r\nContent-Length: {len(body) if length is None else length}\r\nConnection: close\r\n\r\n"
         stream.sendall(head.encode() + body[:sent])
 
     def run(self, listener: socket.socket) -> None:

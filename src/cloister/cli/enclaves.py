@@ -17,7 +17,6 @@ from cloister.platforms.state import Processes, folder
 NAME = Annotated[str, typer.Argument(metavar="NAME", help="The image's name, as in cloister.toml.")]
 PLATFORM = Annotated[str | None, typer.Option(help="aws-nitro or qemu-nitro; default: wherever it runs.")]
 
-
 #: What the supervisor writes into an enclave's folder.
 STATUS = "supervisor.json"
 
@@ -59,7 +58,6 @@ def status(
             reach = f"the supervisor says: {row['supervisor']}"
         where = f"{row['platform']}{' SIMULATED' if row['simulated'] else ''}"
         print(row["name"], row["state"], f"cid {row['cid']}", f"{row['memory_mib']} MiB", reach, where)
-
     for row in down:
         print(row["name"], f"DOWN, the supervisor says: {row['supervisor']}")
 

@@ -209,17 +209,16 @@ def _get(
     """The answer to a range request, on a connection of its own; RefusedError if the file is not `total` bytes long."""
     connection = http.client.HTTPConnection("parent")
     connection.sock = dial(STORE)
-    try:
+    with contextlib.closing(connection):
         connection.request("GET", f"/models/{name}", headers={"Range": f"bytes={start}-{end - 1}"})
-        answer = connection.getresponse()
-        span = _CONTENT_RANGE.fullmatch(answer.getheader("Content-Range", ""))
-        if answer.status != 206 or span is None or int(span[1]) != start:
-            raise UndecidedError(f"the model store answered {answer.status}, not the range that was asked for")
-        if total is not None and int(span[2]) != total:
-            raise RefusedError(
-                f"the sealed file has {span[2]} bytes, by its manifest it has {total}",
-                hint="It was cut, or something was appended: copy it into the store again.",
-            )
-        yield answer
-    finally:
-        connection.close()
+        # Closed by itself: a connection forgets the answer of a server that says it will close.
+        with connection.getresponse() as answer:
+            span = _CONTENT_RANGE.fullmatch(answer.getheader("Content-Range", ""))
+            if answer.status != 206 or span is None or int(span[1]) != start:
+                raise UndecidedError(f"the model store answered {answer.status}, not the range that was asked for")
+            if total is not None and int(span[2]) != total:
+                raise RefusedError(
+                    f"the sealed file has {span[2]} bytes, by its manifest it has {total}",
+                    hint="It was cut, or something was appended: copy it into the store again.",
+                )
+            yield answer

@@ -24,8 +24,6 @@ MAX_SKEW = 3600
 MAX_REVERIFY = 3600
 MIN_REASON = 8
 SCOPES = ("replica", "fleet")
-
-
 #: How a place begins that a profile leaves to whoever uses it; no policy holds one.
 FILL_IN = "FILL IN"
 
