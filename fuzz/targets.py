@@ -305,7 +305,7 @@ TARGETS: tuple[Target, ...] = (
         lambda data: void(kbs_errors.error_for(kbs_errors.code_of(401, data))),
     ),
     Target(
-        "jwe", lambda: [jwe.members(jwe.seal(b"k" * 32, TEE_KEY.public_key()))],
+        "jwe", lambda: [json.dumps(jwe.seal(b"k" * 32, TEE_KEY.public_key())).encode()],
         lambda data: void(jwe.open_sealed(data, TEE_KEY)),
     ),
     Target("ledger", lambda: [LEDGER_LINE], lambda data: void(ledger.follow(ledger.Head(), data))),

@@ -226,17 +226,12 @@ def test_certificates_chain_to_an_anchor_and_hold_the_key() -> None:
     assert Token.parse(sign(header={"x5c": texts}), "token").x5c == tuple(x5c)
 
 
-def test_issuer_and_audience_are_exact() -> None:
-    token = Token.parse(sign({**CLAIMS, "aud": ["a", "b"]}), "token")
+def test_the_issuer_is_exact() -> None:
+    token = Token.parse(sign(CLAIMS), "token")
     token.check_issuer(ISSUER)
-    token.check_audience("b")
-    Token.parse(sign({**CLAIMS, "aud": "a"}), "token").check_audience("a")
     for issuer in (ISSUER + "/", ISSUER[:-1], ""):
         with pytest.raises(NotGenuineError):
             token.check_issuer(issuer)
-    for claims in (CLAIMS, {**CLAIMS, "aud": "ab"}, {**CLAIMS, "aud": ["ab"]}):
-        with pytest.raises(NotGenuineError):
-            Token.parse(sign(claims), "token").check_audience("a")
     with pytest.raises(NotGenuineError):
         Token.parse(sign({**CLAIMS, "iss": [ISSUER]}), "token").check_issuer(ISSUER)
 

@@ -214,11 +214,6 @@ class Token:
         if self.claims.get("iss") != issuer:
             raise NotGenuineError(f"{self.what}: another issuer than the one whose keys were used")
 
-    def check_audience(self, audience: str) -> None:
-        """Raises NotGenuineError unless `aud`, a string or a list, names `audience` (RFC 7519 section 4.1.3)."""
-        if "aud" not in self.claims or audience not in strings(self.claims, "aud", self.what):
-            raise NotGenuineError(f"{self.what}: it is for another audience")
-
     def check_times(self, *, now: datetime, leeway: timedelta, max_age: timedelta) -> datetime:
         """When it was issued (`iat`); raises NotGenuineError outside exp, nbf, iat and `max_age`, MalformedError.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -112,8 +111,3 @@ def _read_point(fields: strict_json.Fields) -> ec.EllipticCurvePublicKey:
         return ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1()).public_key()
     except ValueError:
         raise MalformedError(f"JWK: not a point of {CURVE}") from None
-
-
-def members(jwe: Mapping[str, str]) -> bytes:
-    """A JWE's JSON."""
-    return json.dumps(dict(jwe), separators=(",", ":")).encode("ascii")

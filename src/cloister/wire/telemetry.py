@@ -92,7 +92,8 @@ class Event:
 
 def encode(name: str, values: Mapping[str, float | str]) -> bytes:
     """The line of an event, newline included; numbers are rounded down. Raises KeyError or ValueError off the list."""
-    fields, line = EVENTS[name], {"event": name}
+    fields = EVENTS[name]
+    line: dict[str, float | str] = {"event": name}
     if set(fields) != set(values):
         raise ValueError("other fields than the event has")
     for key, field in fields.items():
@@ -101,7 +102,7 @@ def encode(name: str, values: Mapping[str, float | str]) -> bytes:
             value = field.round_down(value)
         if value not in field.values():
             raise ValueError("not on the list")
-        line[key] = value  # type: ignore[assignment]
+        line[key] = value
     return json.dumps(line, separators=(",", ":")).encode("ascii") + b"\n"
 
 

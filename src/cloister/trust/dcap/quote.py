@@ -10,7 +10,6 @@ from cloister.wire.reader import Reader
 
 #: Real ones take 4.6 to 5.3 kB; configfs-tsm gives up to 8000 with its padding.
 MAX_QUOTE = 16 * 1024
-HEADER_BYTES = 48
 ECDSA_P256 = 2
 #: Intel's QE vendor id.
 INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
